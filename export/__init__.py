@@ -1,0 +1,1 @@
+"""From a trained student to ONNX graphs, gates and a verified bundle."""

@@ -1,0 +1,69 @@
+"""The `relevance` command: an ordered table of stages, each imported only when chosen."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from relevance import __version__
+from relevance.errors import RelevanceError
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "data": ("training.data.stage", "training", "labelled pairs from a source, split by query, with a leak check"),
+    "rationales": ("training.teacher.rationales", "training", "one rationale per pair and perspective"),
+    "embed": ("training.teacher.embed", "training", "rationales to CoT embeddings"),
+    "student": ("training.student.train", "training", "train a student; write weights and predictions"),
+    "calibrate": ("training.calibrate", "training", "fit the calibrator, choose and certify cut points"),
+    "evaluate": ("training.evaluate", "training", "figures with intervals: report.json"),
+    "report": ("training.report", "training", "report.json to one self-contained report.html"),
+    "export": ("export.build", "export", "student to ONNX graphs, gates, and a verified bundle"),
+    "verify": ("service.verify", "service", "check a bundle's files and replay its golden pairs"),
+    "serve": ("service.__main__", "service", "run the service"),
+    "score": ("service.score_file", "service", "score a JSONL or Parquet file of pairs offline"),
+}
+
+
+def usage() -> str:
+    """Give the help text: every command in pipeline order."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, (_, _, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: relevance COMMAND [--help] …",
+            "",
+            *lines,
+            "",
+            f"relevance-tiers {__version__}; order = pipeline order",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors we raise on purpose become one line and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in {"-h", "--help", "--version"}:
+        sys.stdout.write((__version__ if argv[:1] == ["--version"] else usage()) + "\n")
+        return 0
+    if argv[0] not in COMMANDS:
+        sys.stderr.write(f"relevance: expected a command of {', '.join(COMMANDS)}; found {argv[0]!r}\n")
+        return 2
+    module, extra, _ = COMMANDS[argv[0]]
+    try:
+        stage = import_module(module)
+    except ModuleNotFoundError as error:
+        ours = (error.name or "").split(".")[0] in {"relevance", "service", "training", "export"}
+        if ours:
+            raise
+        sys.stderr.write(
+            f"relevance {argv[0]}: the package {error.name!r} is missing; pip install 'relevance-tiers[{extra}]'\n"
+        )
+        return 2
+    try:
+        return int(stage.main(argv[1:]))
+    except RelevanceError as error:
+        sys.stderr.write(f"relevance {argv[0]}: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

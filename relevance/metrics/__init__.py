@@ -1,0 +1,1 @@
+"""Quality measures in plain numpy: classification, ranking, reliability, drift and intervals."""

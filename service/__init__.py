@@ -1,0 +1,1 @@
+"""Online: the HTTP service over a bundle. Never imports torch or transformers."""

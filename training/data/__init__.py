@@ -1,0 +1,1 @@
+"""Sources of labelled pairs, and their split by query."""

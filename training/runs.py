@@ -1,0 +1,127 @@
+"""Run directories: one folder a run, one sub-folder a stage, a DONE marker written last.
+
+A stage folder is complete when it holds DONE, which records the hash of everything the stage read. A stage that is
+started again with the same inputs returns at once; with other inputs it starts over; a killed one has no DONE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relevance.errors import RunError
+from training.recipe import Recipe, load_recipe
+
+log = logging.getLogger("relevance.training")
+DONE = "DONE.json"
+INPUTS = "inputs.json"
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A recipe and the directory its stages write to."""
+
+    recipe: Recipe
+    path: Path
+
+    def require(self, stage: str) -> Path:
+        """Give the folder of an earlier stage.
+
+        Raises: RunError: if that stage has not finished.
+        """
+        folder = self.path / stage
+        if not (folder / DONE).is_file():
+            raise RunError(f"{folder}: expected a finished stage; run `relevance {stage}` with this --out first")
+        return folder
+
+    def finished(self, stage: str) -> bool:
+        """Say whether an earlier (possibly optional) stage has finished."""
+        return (self.path / stage / DONE).is_file()
+
+    @contextmanager
+    def stage(self, name: str, inputs: Mapping[str, Any], *, resumable: bool = False) -> Iterator[Path | None]:
+        """Open a stage's folder; yields None when the stage already finished with the same inputs.
+
+        Args: inputs: all that decides the result (recipe sections, file hashes), as plain JSON data; resumable: keep
+            what a killed run left when its inputs were the same, otherwise the folder is emptied first.
+        """
+        folder = self.path / name
+        fingerprint = hash_json(inputs)
+        done = folder / DONE
+        if done.is_file() and json.loads(done.read_text())["inputs"] == fingerprint:
+            log.info("%s: nothing to do, finished with the same inputs", name)
+            yield None
+            return
+        kept = folder / INPUTS
+        same = resumable and kept.is_file() and json.loads(kept.read_text())["hash"] == fingerprint
+        if folder.exists() and not same:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)
+        kept.write_text(json.dumps({"hash": fingerprint, "inputs": dict(inputs)}, indent=2, sort_keys=True) + "\n")
+        started = time.monotonic()
+        yield folder
+        record = {"inputs": fingerprint, "seconds": round(time.monotonic() - started, 1), "commit": commit()}
+        done.write_text(json.dumps(record) + "\n")
+        self.note(name, **record)
+        log.info("%s: done in %.0f s → %s", name, record["seconds"], folder)
+
+    def note(self, stage: str, **figures: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Append one line to the run's ledger."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "stage": stage, **figures}
+        with (self.path / LEDGER).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def stage_arguments(argv: list[str], name: str, description: str | None) -> Run:
+    """Parse the options every stage takes: `--recipe`, `--out`, `--set a.b=value`.
+
+    Raises: RecipeError: if the recipe or an override is wrong.
+    """
+    parser = argparse.ArgumentParser(prog=f"relevance {name}", description=description)
+    parser.add_argument("--recipe", required=True, help="name of a shipped recipe, or a TOML file")
+    parser.add_argument("--out", required=True, type=Path, help="run directory, shared by all stages of a run")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return Run(recipe, arguments.out)
+
+
+def hash_file(path: Path) -> str:
+    """Give the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(data: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Give the SHA-256 of plain data, independent of key order, in hex."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def commit() -> str:
+    """Give the commit of the checkout this runs from, `unknown` outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""The student: a BERT cross-encoder with a latent reasoning extractor."""

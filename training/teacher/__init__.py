@@ -1,0 +1,1 @@
+"""Rationales and their embeddings."""
