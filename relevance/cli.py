@@ -9,10 +9,14 @@ from relevance import __version__
 from relevance.errors import RelevanceError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "pipeline": ("training.pipeline", "training", "every stage of a recipe, in order: pairs to bundle"),
     "data": ("training.data.stage", "training", "labelled pairs from a source, split by query, with a leak check"),
     "rationales": ("training.teacher.rationales", "training", "one rationale per pair and perspective"),
     "embed": ("training.teacher.embed", "training", "rationales to CoT embeddings"),
+    "annotate": ("training.teacher.annotate", "training", "soft labels for pairs without labels, the warm-up's food"),
+    "warm_up": ("training.student.warm_up", "training", "a student learns the soft labels before it sees a label"),
     "student": ("training.student.train", "training", "train a student; write weights and predictions"),
+    "baseline": ("training.lexical_baseline", "training", "the lexical baseline on the same rows, for the report"),
     "calibrate": ("training.calibrate", "training", "fit the calibrator, choose and certify cut points"),
     "evaluate": ("training.evaluate", "training", "figures with intervals: report.json"),
     "report": ("training.report", "training", "report.json to one self-contained report.html"),

@@ -6,11 +6,24 @@ RelevanceError
 │   ├── LabelError        a label or label scheme
 │   ├── RecipeError       a training recipe
 │   ├── QueryTooLongError a query of more tokens than the bundle's limit
-│   └── PolicyError       a tier policy or a locale's cut points
+│   ├── PolicyError       a tier policy or a locale's cut points
+│   ├── SettingsError     a setting of the service
+│   └── RequestError      a request to the service
+│       ├── MalformedBodyError    not JSON in UTF-8
+│       ├── MediaTypeError        a body of another content type or encoding
+│       ├── EmptyRequestError     no items
+│       ├── TooLargeError         more bytes or items than the limit
+│       ├── SchemaError           JSON that breaks the schema, with pointers
+│       └── NotOfferedError       an option this bundle cannot serve
 ├── BundleError           a bundle that must not be served
 │   ├── BundleVersionError    a schema version this code does not read
 │   ├── BundleIntegrityError  a missing, truncated or edited file
 │   └── ParityError           outputs differ from the golden pairs or between precisions
+├── ServiceError          the service cannot answer a sound request now
+│   ├── NotReadyError         starting, draining or failed
+│   ├── OverloadError         shed by admission; says when to come back
+│   ├── DeadlineError         not one item was scored in time
+│   └── EngineError           the session raised
 ├── RunError              a run directory that cannot be used or resumed
 └── CollapseError         training produced a model that gives every pair the same answer
 """
@@ -57,6 +70,47 @@ class PolicyError(InputError):
     """A tier policy that contradicts itself or names a class outside the scheme."""
 
 
+class SettingsError(InputError):
+    """A setting of the service that is unknown, out of range or impossible on this machine."""
+
+
+class RequestError(InputError):
+    """A request that is wrong in itself: the same request will never be answered."""
+
+
+class MalformedBodyError(RequestError):
+    """A body that is not JSON in UTF-8."""
+
+
+class MediaTypeError(RequestError):
+    """A body of another content type or content encoding than the service reads."""
+
+
+class EmptyRequestError(RequestError):
+    """A request without items."""
+
+
+class TooLargeError(RequestError):
+    """A body or a list of items over the limit; the message names the limit."""
+
+
+class SchemaError(RequestError):
+    """JSON that breaks the schema.
+
+    Args: problems: (JSON pointer, what was expected) of each fault; never what came.
+    """
+
+    def __init__(self, problems: tuple[tuple[str, str], ...]) -> None:
+        pointer, message = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{pointer or '/'}: {message}{more}")
+        self.problems = problems
+
+
+class NotOfferedError(RequestError):
+    """An option of the API that this bundle or this release cannot serve."""
+
+
 class BundleError(RelevanceError):
     """A bundle that must not be served."""
 
@@ -71,6 +125,33 @@ class BundleIntegrityError(BundleError):
 
 class ParityError(BundleError):
     """Outputs differ from the golden pairs, or between precisions, by more than the stated tolerance."""
+
+
+class ServiceError(RelevanceError):
+    """The service cannot answer a sound request now; a later try may succeed."""
+
+
+class NotReadyError(ServiceError):
+    """The service is starting, draining or has failed to start."""
+
+
+class OverloadError(ServiceError):
+    """A request shed by admission.
+
+    Args: retry_after_s: estimated wait until there is room.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(ServiceError):
+    """The deadline passed before a single item was scored."""
+
+
+class EngineError(ServiceError):
+    """The session raised while it ran a batch of this request."""
 
 
 class RunError(RelevanceError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from relevance.labels import LabelScheme
 OnBadRow = Literal["fail", "skip"]
 PAIR_COLUMNS = ("query_id", "query", "locale", "item_id", "title", "brand", "color", "text", "attributes")
 LABELLED_COLUMNS = (*PAIR_COLUMNS, "label", "source", "exact_only")
+_ROWS_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +165,24 @@ def read_labelled_pairs(path: Path, scheme: LabelScheme, bad_rows: BadRows | Non
 
     Raises: InputError: if the file is missing, of another kind, or lacks a column; RowError: as `bad_rows` says.
     """
+    return [pair for _, pair in numbered_labelled_pairs(path, scheme, bad_rows)]
+
+
+def numbered_labelled_pairs(
+    path: Path, scheme: LabelScheme, bad_rows: BadRows | None = None
+) -> Iterator[tuple[int, LabelledPair]]:
+    """Read labelled pairs one at a time, each with its 1-based row number.
+
+    Raises: InputError: if the file is missing, of another kind, or lacks a column; RowError: as `bad_rows` says.
+    """
     bad_rows = bad_rows or BadRows()
-    pairs = []
     for number, row in _rows(path, ("query", "title", "label"), bad_rows):
         try:
-            pairs.append(parse_labelled_pair(row, number, path.name, scheme))
+            pair = parse_labelled_pair(row, number, path.name, scheme)
         except RowError as error:
             bad_rows.add(error)
-    return pairs
+            continue
+        yield number, pair
 
 
 def write_labelled_pairs(path: Path, pairs: Iterable[LabelledPair]) -> None:
@@ -178,22 +190,28 @@ def write_labelled_pairs(path: Path, pairs: Iterable[LabelledPair]) -> None:
 
     Raises: InputError: if the file's ending is neither.
     """
-    rows = [_labelled_row(p) for p in pairs]
+    rows = map(_labelled_row, pairs)
     if path.suffix == ".jsonl":
         with path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     elif path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for row in rows:
-            row["item_id"] = str(row["item_id"])
-            row["attributes"] = json.dumps(row["attributes"], ensure_ascii=False)
-        types = {name: pa.string() for name in LABELLED_COLUMNS} | {"exact_only": pa.bool_()}
-        table = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
-        pq.write_table(table, path, compression="zstd")
+        _write_parquet(path, rows)
     else:
         raise InputError(f"{path}: expected a .jsonl or .parquet file")
+
+
+def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {name: pa.string() for name in LABELLED_COLUMNS} | {"exact_only": pa.bool_()}
+    schema = pa.schema(list(types.items()))
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+            for row in chunk:
+                row["item_id"] = str(row["item_id"])
+                row["attributes"] = json.dumps(row["attributes"], ensure_ascii=False)
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
 def _labelled_row(labelled: LabelledPair) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class PairTokenizer:
         """Give the `tokenizer.json` of this tokenizer, without padding or truncation settings."""
         return bytes(self._tokenizer.to_str().encode())
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids, added ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode_query(self, text: str) -> TokenIds:
         """Give the ids of a cleaned query, without special tokens.
 

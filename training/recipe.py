@@ -74,6 +74,23 @@ class EmbedRecipe(_Section):
     strip_label_words: bool = True
 
 
+class AnnotateRecipe(_Section):
+    """Stage `annotate`: a feature-based teacher, fitted on labelled pairs, gives probabilities to pairs without labels.
+
+    Args: model: sentence encoder of the teacher's features; items: folder with esci_products.parquet, None for the
+        items of the training pairs; queries: folder with esci_label_ids.parquet, whose train queries are added, None
+        for the queries of the training pairs; ranks: for each query, so many items drawn from this range of its
+        ranking by cosine; extra_ranks: the same for queries of `queries`; folds: of cross-fitting.
+    """
+
+    model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    items: str | None = None
+    queries: str | None = None
+    ranks: tuple[tuple[int, int, int], ...] = ((0, 10, 4), (10, 40, 3), (40, 200, 2), (200, 2000, 1), (2000, 10**9, 1))
+    extra_ranks: tuple[tuple[int, int, int], ...] = ((0, 5, 2), (5, 30, 1), (30, 300, 1))
+    folds: int = Field(default=5, ge=2)
+
+
 class EncoderRecipe(_Section):
     """The student's BERT body: a hub name, a path, `package:NAME`, or `scratch` with the sizes given here."""
 
@@ -92,32 +109,15 @@ class ExtractorRecipe(_Section):
     codes: int = Field(default=32, ge=1)
 
 
-class WarmUpRecipe(_Section):
-    """Warm-up of the cross-encoder on unlabelled pairs before it sees a label.
+class FitRecipe(_Section):
+    """One pass of optimisation: the warm-up and the fine-tuning of a student share this schema.
 
-    Args: queries_per_item… see `training.student.warm_up`.
+    Args: head_learning_rate: of everything but the encoder; layer_decay: factor on the learning rate per layer
+        downwards; warmup_fraction: of all steps; soft_label_weight: of the cross-entropy against annotated
+        probabilities where a pair has them; freeze_embeddings: keep the encoder's embeddings fixed; patience: epochs
+        without a better dev figure before stopping; max_pair_tokens: shorter than the recipe's, for speed.
     """
 
-    pairs: int = Field(default=0, ge=0)
-    epochs: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    max_pair_tokens: int = Field(default=48, ge=8)
-
-
-class StudentRecipe(_Section):
-    """Stage `student`.
-
-    Args: pooling: what stands beside the latent in the head: raw [CLS], or [CLS] and the masked mean;
-        guidance_weight: λ of arXiv:2601.21611 eq. 9; layer_decay: factor on the learning rate per layer downwards;
-        class_weights: `none`, or `sqrt_inverse` frequency; field_dropout: chance that an optional field is hidden
-        from one training pair; seeds: one run each, weights averaged; freeze_embeddings: keep word embeddings fixed.
-    """
-
-    encoder: EncoderRecipe = EncoderRecipe()
-    extractor: ExtractorRecipe = ExtractorRecipe()
-    warm_up: WarmUpRecipe = WarmUpRecipe()
-    pooling: Literal["cls", "cls_mean"] = "cls"
-    guidance_weight: float = Field(default=0.1, ge=0)
     epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -126,14 +126,40 @@ class StudentRecipe(_Section):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_fraction: float = Field(default=0.06, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    class_weights: Literal["none", "sqrt_inverse"] = "none"
-    field_dropout: float = Field(default=0.0, ge=0, lt=1)
-    random_negatives: float = Field(default=0.0, ge=0, le=1)
-    random_negative_weight: float = Field(default=0.2, ge=0)
+    soft_label_weight: float = Field(default=0.0, ge=0)
     freeze_embeddings: bool = False
     patience: int = Field(default=2, ge=1)
+    max_pair_tokens: int | None = Field(default=None, ge=8)
+
+
+class StudentRecipe(_Section):
+    """Stage `student`.
+
+    Args: fit: the fine-tuning on labelled pairs; warm_up: before it, on annotated pairs without labels (stage
+        `annotate`), None for no warm-up; pooling: what stands beside the latent in the head: raw [CLS], [CLS] and the
+        masked mean, or `segments` (see `training.student.model.Student`); head_width: hidden units of the head, None
+        for a linear one; feature_weight: of the training-only regression on annotated features; guidance_weight: λ of
+        arXiv:2601.21611 eq. 9; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse`
+        gives each pair of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is
+        hidden from one pair in one epoch; random_negatives: pairs with another query's item added as least relevant,
+        per labelled pair, and their weight; seeds: one fine-tuning each, their weights averaged; bf16: autocast.
+    """
+
+    encoder: EncoderRecipe = EncoderRecipe()
+    extractor: ExtractorRecipe = ExtractorRecipe()
+    warm_up: FitRecipe | None = None
+    fit: FitRecipe = FitRecipe()
+    pooling: Literal["cls", "cls_mean", "segments"] = "cls"
+    head_width: int | None = Field(default=None, ge=1)
+    feature_weight: float = Field(default=0.0, ge=0)
+    guidance_weight: float = Field(default=0.1, ge=0)
+    class_weights: Literal["none", "sqrt_inverse"] = "none"
+    query_weights: Literal["none", "sqrt_inverse"] = "none"
+    field_dropout: float = Field(default=0.0, ge=0, lt=1)
+    random_negatives: float = Field(default=0.0, ge=0, le=4)
+    random_negative_weight: float = Field(default=0.2, ge=0)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     bf16: bool = False
-    seeds: tuple[int, ...] = (0,)
     checkpoint_steps: int = Field(default=200, ge=1)
 
 
@@ -185,9 +211,10 @@ class ExportRecipe(_Section):
 
 
 class Recipe(_Section):
-    """A complete run configuration, one section a stage."""
+    """A complete run configuration: what `relevance pipeline` runs, and one section a stage."""
 
     name: str
+    stages: tuple[str, ...] = ("data", "rationales", "embed", "student", "calibrate", "evaluate", "report", "export")
     seed: int = 0
     scheme: str = "esci"
     max_query_tokens: int = Field(default=64, ge=1)
@@ -196,6 +223,7 @@ class Recipe(_Section):
     data: DataRecipe
     rationales: RationalesRecipe = RationalesRecipe()
     embed: EmbedRecipe = EmbedRecipe()
+    annotate: AnnotateRecipe = AnnotateRecipe()
     student: StudentRecipe = StudentRecipe()
     calibrate: CalibrateRecipe = CalibrateRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()

@@ -95,6 +95,7 @@ def stage_arguments(argv: list[str], name: str, description: str | None) -> Run:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     recipe = load_recipe(arguments.recipe, arguments.set)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")

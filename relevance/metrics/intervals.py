@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Strings = Sequence[str] | NDArray[np.str_]
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -19,7 +21,7 @@ class Interval:
 
 
 def query_bootstrap(
-    query_ids: Sequence[str] | NDArray[np.str_],
+    query_ids: Strings,
     measure: Callable[[NDArray[np.int64]], float],
     *,
     confidence: float = 0.95,
@@ -32,15 +34,40 @@ def query_bootstrap(
         draws where it is nan are left out.
     Returns: the measure on all rows, and the interval's ends; nan ends when every draw is nan.
     """
+    many = query_bootstrap_many(
+        query_ids, lambda rows: {"": measure(rows)}, confidence=confidence, draws=draws, seed=seed
+    )
+    return many[""]
+
+
+def query_bootstrap_many(
+    query_ids: Strings,
+    measures: Callable[[NDArray[np.int64]], dict[str, float]],
+    *,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Give percentile intervals of several measures from the same draws of queries.
+
+    Args: query_ids: one of each pair; measures: row indices → figures by name, the same names on every draw; a
+        figure's draws where it is nan are left out.
+    Returns: by name, as `query_bootstrap`.
+    """
     _, inverse = np.unique(np.asarray(query_ids), return_inverse=True)
-    by_size = np.argsort(inverse, kind="stable")
-    groups = np.split(by_size, np.cumsum(np.bincount(inverse))[:-1])
+    by_query = np.argsort(inverse, kind="stable")
+    groups = np.split(by_query, np.cumsum(np.bincount(inverse))[:-1])
     rng = np.random.default_rng(seed)
-    values = np.empty(draws)
-    for d in range(draws):
+    values = measures(np.arange(len(inverse)))
+    drawn: dict[str, list[float]] = {name: [] for name in values}
+    for _ in range(draws):
         chosen = rng.integers(0, len(groups), len(groups))
-        values[d] = measure(np.concatenate([groups[g] for g in chosen]))
-    values = values[~np.isnan(values)]
+        for name, figure in measures(np.concatenate([groups[g] for g in chosen])).items():
+            drawn[name].append(figure)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail]) if len(values) else (float("nan"), float("nan"))
-    return Interval(float(measure(np.arange(len(inverse)))), float(low), float(high))
+    intervals = {}
+    for name, value in values.items():
+        known = np.asarray(drawn[name])[~np.isnan(drawn[name])]
+        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (float("nan"), float("nan"))
+        intervals[name] = Interval(float(value), float(low), float(high))
+    return intervals

@@ -1,0 +1,46 @@
+"""Recipes: complete, typed, and strict about what they do not know."""
+
+import pytest
+
+from relevance.errors import RecipeError
+from training.recipe import RECIPES, load_recipe
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.toml")))
+def test_every_shipped_recipe_loads(name):
+    """A recipe in the package is valid and carries its file's name."""
+    assert load_recipe(name).name == name
+
+
+def test_an_unknown_key_is_an_error_that_names_it():
+    """A misspelt key must not silently fall back to a default."""
+    with pytest.raises(RecipeError, match=r"student\.learning_rat"):
+        load_recipe("tiny", ["student.learning_rat=1e-3"])
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    """The message helps the reader on."""
+    with pytest.raises(RecipeError, match="tiny"):
+        load_recipe("tinny")
+
+
+def test_overrides_are_toml_values_or_plain_text():
+    """Numbers, lists and booleans are parsed, everything else is text."""
+    recipe = load_recipe("tiny", ["student.seeds=[1, 2]", "student.bf16=true", "data.path=elsewhere/pairs"])
+
+    assert recipe.student.seeds == (1, 2)
+    assert recipe.student.bf16 is True
+    assert recipe.data.path == "elsewhere/pairs"
+
+
+@pytest.mark.parametrize("override", ["student", "=3", "name.x=1"])
+def test_an_override_that_is_not_key_value_is_refused(override):
+    """Expected, found and where stand in the message."""
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe("tiny", [override])
+
+
+def test_a_wrong_type_names_key_and_value():
+    """`epochs` must be a number."""
+    with pytest.raises(RecipeError, match=r"student\.fit\.epochs.*'many'"):
+        load_recipe("tiny", ["student.fit.epochs=many"])

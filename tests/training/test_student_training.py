@@ -1,0 +1,142 @@
+"""The student stage end to end on a small model: it learns, resumes after a kill, averages seeds and raises alarms."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from relevance.errors import CollapseError, RunError
+from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
+from training.predictions import read_predictions
+from training.recipe import load_recipe
+from training.runs import DONE, Run
+from training.student import train
+from training.student.fit import rate_factor
+
+KINDS = ("lamp", "shirt", "kettle", "backpack", "drill", "pillow", "sandal", "notebook")
+COLOURS = ("red", "blue", "green", "black")
+
+
+def invented_pairs(split, n_queries):
+    """Colour-and-kind queries: same kind and colour is E, same kind S, a case for the kind C, another kind I."""
+    pairs = []
+    for i in range(n_queries):
+        kind, other, colour = KINDS[i % 8], KINDS[(i + 3) % 8], COLOURS[(i // 8) % 4]
+        query = Query(f"{colour} {kind} {split} {i}", f"{split}{i}", "us")
+        for label, title in {
+            "E": f"{colour} {kind} by Norda",
+            "S": f"{COLOURS[(i // 8 + 1) % 4]} {kind} by Ostra",
+            "C": f"storage case for {kind}",
+            "I": f"{colour} {other} set",
+        }.items():
+            pairs.append(LabelledPair(Pair(query, Item(title, f"{split}{i}{label}")), label, "invented"))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A finished data stage of invented pairs."""
+    folder = tmp_path_factory.mktemp("run") / "data"
+    folder.mkdir()
+    for split, n in {"train": 40, "dev": 16, "cal": 8, "test": 8}.items():
+        write_labelled_pairs(folder / f"pairs.{split}.parquet", invented_pairs(split, n))
+    (folder / DONE).write_text(json.dumps({"inputs": ""}))
+    return folder
+
+
+def start(data, path, *overrides):
+    """Give a run over its own directory with the shared data stage linked in."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "data").symlink_to(data)
+    recipe = load_recipe("tiny", ["student.guidance_weight=0", "student.fit.epochs=3", *overrides])
+    return Run(recipe, path)
+
+
+def train_student(run):
+    """Run the stage's steps without the command line around them."""
+    with run.stage("student", {"recipe": run.recipe.model_dump(mode="json")}, resumable=True) as folder:
+        train.StudentTraining(run, folder).fine_tune()
+    return run.path / "student"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """An uninterrupted run."""
+    run = start(data, tmp_path_factory.mktemp("whole"), "student.checkpoint_steps=3")
+    return run, train_student(run)
+
+
+def test_the_student_learns_and_writes_predictions_of_every_held_out_split(trained):
+    """The task loss falls below that of a uniform guess, ln 4, and each split's predictions are complete."""
+    run, folder = trained
+    notes = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+    losses = [note["task"] for note in notes if "task" in note]
+
+    assert losses[-1] < 1.386 < losses[0] + 0.2
+    assert {s: len(read_predictions(folder / f"predictions.{s}.parquet")) for s in ("dev", "cal", "test")} == {
+        "dev": 64,
+        "cal": 32,
+        "test": 32,
+    }
+
+
+def test_a_killed_run_resumes_to_the_same_weights(data, trained, tmp_path, monkeypatch):
+    """Killed in the middle of the second epoch and started again, the run ends bit for bit where it would have."""
+    run = start(data, tmp_path / "killed", "student.checkpoint_steps=3")
+    steps = iter(range(1000))
+    plain = train.Fit._train_epoch
+    factor = rate_factor
+
+    def killing(step, total, warmup_fraction):
+        if next(steps) == 40:
+            raise KeyboardInterrupt
+        return factor(step, total, warmup_fraction)
+
+    monkeypatch.setattr("training.student.fit.rate_factor", killing)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(run)
+    assert not (run.path / "student" / DONE).exists()
+    monkeypatch.setattr("training.student.fit.rate_factor", factor)
+    resumed = train_student(run)
+
+    assert train.Fit._train_epoch is plain
+    expected = load_file(trained[1] / "model.safetensors")
+    found = load_file(resumed / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_several_seeds_are_averaged_into_one_student(data, tmp_path):
+    """Each weight of the student is the mean of the two fits' weights."""
+    run = start(data, tmp_path / "two", "student.seeds=[1, 2]", "student.fit.epochs=1")
+    folder = train_student(run)
+    one, two = (load_file(folder / "fits" / f"seed_{seed}" / "model.safetensors") for seed in (1, 2))
+    both = load_file(folder / "model.safetensors")
+
+    assert not torch.equal(one["head.weight"], two["head.weight"])
+    assert torch.allclose(both["head.weight"], (one["head.weight"] + two["head.weight"]) / 2)
+
+
+def test_a_collapsed_student_raises_the_alarm(data, tmp_path, monkeypatch):
+    """A student that gives every dev pair the same logits must not be saved as if it were one."""
+    run = start(data, tmp_path / "flat")
+    monkeypatch.setattr(
+        train.StudentTraining, "_dev_logits", lambda self, student: torch.zeros(len(self._dev), 4).double().numpy()
+    )
+
+    with pytest.raises(CollapseError, match="same score|standard deviation"):
+        train_student(run)
+
+
+def test_guidance_without_embeddings_names_the_missing_stages(data, tmp_path):
+    """The reader learns what to run or to switch off."""
+    run = start(data, tmp_path / "unguided", "student.guidance_weight=0.1")
+
+    with pytest.raises(RunError, match="relevance embed"):
+        train_student(run)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.5), (100, 0.0)])
+def test_the_learning_rate_warms_up_and_decays_linearly(step, expected):
+    """100 steps with a tenth of warm-up: 0.1 at the first, 1 at the tenth, a half mid-way down, 0 at the end."""
+    assert rate_factor(step, 100, 0.1) == pytest.approx(expected)

@@ -1,0 +1,33 @@
+"""Stage `warm_up`: a student learns a teacher's soft labels on pairs without labels, before it sees a label."""
+
+from __future__ import annotations
+
+from training.runs import hash_file, stage_arguments
+from training.soft_labels import FILE as SOFT_LABELS
+from training.student.train import WARM_UP, StudentTraining, shared_inputs
+
+NOT_YET = {
+    "fit",
+    "seeds",
+    "class_weights",
+    "query_weights",
+    "guidance_weight",
+    "random_negatives",
+    "random_negative_weight",
+    "checkpoint_steps",
+}
+"""Keys of the student's recipe that only the fine-tuning reads: changing them keeps the warm-up."""
+
+
+def main(argv: list[str]) -> int:
+    """Warm the recipe's student up."""
+    run = stage_arguments(argv, WARM_UP, __doc__)
+    inputs = {
+        "student": run.recipe.student.model_dump(mode="json", exclude=NOT_YET),
+        **shared_inputs(run),
+        "soft_labels": hash_file(run.require("annotate") / SOFT_LABELS),
+    }
+    with run.stage(WARM_UP, inputs, resumable=True) as folder:
+        if folder is not None:
+            StudentTraining(run, folder).warm_up()
+    return 0
