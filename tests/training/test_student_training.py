@@ -124,7 +124,7 @@ def test_a_collapsed_student_raises_the_alarm(data, tmp_path, monkeypatch):
         train.StudentTraining, "_dev_logits", lambda self, student: torch.zeros(len(self._dev), 4).double().numpy()
     )
 
-    with pytest.raises(CollapseError, match="same score|standard deviation"):
+    with pytest.raises(CollapseError, match="standard deviation"):
         train_student(run)
 
 

@@ -1,0 +1,158 @@
+"""Stage `embed`: rationales to CoT embeddings by a frozen sentence encoder, cached by text and model revision.
+
+A text is embedded once, whatever run asks for it; a killed stage goes on after the last group of batches it stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from relevance.errors import InputError, RecipeError
+from training.cot_store import CotStore
+from training.model_source import resolve_model
+from training.recipe import EmbedRecipe
+from training.runs import Run, hash_file, stage_arguments
+from training.teacher.embedding_cache import EmbeddingCache, text_key
+from training.teacher.label_words import strip_verdict
+from training.teacher.rationale_rows import Rationale, read_rationales
+
+log = logging.getLogger("relevance.training")
+_GROUP_BATCHES = 4
+
+
+class TextEncoder(Protocol):
+    """A frozen encoder. `model` names it with its revision and whatever else changes the vectors."""
+
+    @property
+    def model(self) -> str:
+        """Name, revision and token limit."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Give L2-normalised vectors, float32 of shape (N, D)."""
+        ...
+
+
+class SentenceEncoder:
+    """A sentence-transformers model as the recipe names it; weights are loaded at the first text.
+
+    Raises: RecipeError: if a `package:` model is not there, or, at the first text, the model cannot be loaded.
+    """
+
+    def __init__(self, recipe: EmbedRecipe) -> None:
+        self._recipe = recipe
+        self._path = resolve_model(recipe.model)
+        folder = Path(self._path)
+        self._local = folder.is_dir()
+        revision = _weights_hash(folder) if self._local else (recipe.revision or "main")
+        self._name = f"{recipe.model}@{revision}#{recipe.max_tokens}"
+        self._loaded: Any = None
+
+    @property
+    def model(self) -> str:
+        """Name, revision (of a local folder: a hash of its files) and token limit."""
+        return self._name
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Give L2-normalised vectors, float32 of shape (N, D)."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        vectors = self._loaded.encode(
+            list(texts), batch_size=self._recipe.batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _load(self) -> Any:  # noqa: ANN401 - sentence-transformers is untyped here
+        if self._local:
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(
+                self._path, revision=None if self._local else self._recipe.revision, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"embed.model {self._recipe.model!r}: expected a sentence encoder: {error}") from error
+        model.max_seq_length = min(model.max_seq_length or self._recipe.max_tokens, self._recipe.max_tokens)
+        return model.eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage; see the module."""
+    run = stage_arguments(sys.argv[1:] if argv is None else argv, "embed", __doc__)
+    recipe, source = run.recipe.embed, run.require("rationales")
+    files = [source / f"rationales.{split}.jsonl" for split in run.recipe.rationales.splits]
+    encoder = SentenceEncoder(recipe)
+    inputs = {
+        "embed": recipe.model_dump(mode="json", exclude={"batch_size", "cache"}),
+        "model": encoder.model,
+        "scheme": run.recipe.label_scheme.to_dict(),
+        "files": {path.name: hash_file(path) for path in files},
+    }
+    with run.stage("embed", inputs) as folder:
+        if folder is not None:
+            rationales = [rationale for path in files for rationale in read_rationales(path)]
+            embed_rationales(run, rationales, encoder).save(folder)
+    return 0
+
+
+def embed_rationales(run: Run, rationales: Sequence[Rationale], encoder: TextEncoder) -> CotStore:
+    """Embed rationales through the run's cache, equal texts once.
+
+    Raises: InputError: if there are no rationales.
+    """
+    if not rationales:
+        raise InputError(f"{run.path}: expected rationales to embed, found none")
+    recipe, scheme = run.recipe.embed, run.recipe.label_scheme
+    texts = [strip_verdict(r.rationale, scheme) if recipe.strip_label_words else r.rationale for r in rationales]
+    row_of_text = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    cache = EmbeddingCache(run.path / recipe.cache)
+    embedding_ND, embedded = embed_texts(
+        list(row_of_text), encoder, cache, group_size=recipe.batch_size * _GROUP_BATCHES
+    )
+    run.note("embed", rationales=len(texts), texts=len(row_of_text), embedded=embedded, model=encoder.model)
+    log.info("embed: %d rationales, %d texts, %d embedded now", len(texts), len(row_of_text), embedded)
+    row_of: dict[tuple[str, str], int] = {
+        (r.pair_id, r.perspective): row_of_text[text] for r, text in zip(rationales, texts, strict=True)
+    }
+    return CotStore(tuple(run.recipe.rationales.perspectives), embedding_ND, row_of, encoder.model)
+
+
+def embed_texts(
+    texts: Sequence[str], encoder: TextEncoder, cache: EmbeddingCache, *, group_size: int
+) -> tuple[NDArray[np.float32], int]:
+    """Embed texts, longest first, storing each group before the next.
+
+    Args: group_size: texts between two writes to the cache, at most so many are lost to a kill.
+    Returns: float32 of shape (N, D), in the order of the texts, and how many were not in the cache.
+    """
+    keys = [text_key(text, encoder.model) for text in texts]
+    found = cache.get(keys)
+    todo = sorted((i for i, key in enumerate(keys) if key not in found), key=lambda i: -len(texts[i]))
+    with tqdm(total=len(texts), initial=len(texts) - len(todo), unit="text", desc="embed") as progress:
+        for start in range(0, len(todo), group_size):
+            group = todo[start : start + group_size]
+            vectors = encoder.encode([texts[i] for i in group])
+            made = {keys[i]: vector for i, vector in zip(group, vectors, strict=True)}
+            cache.put(made)
+            found |= made
+            progress.update(len(group))
+    return np.stack([found[key] for key in keys]).astype(np.float32), len(todo)
+
+
+def _weights_hash(folder: Path) -> str:
+    """Hash the names and contents of a local model's files, so that an edited model is another model."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".bin", ".json", ".txt", ".model"}):
+        digest.update(f"{path.relative_to(folder)}\0{hash_file(path)}\0".encode())
+    return digest.hexdigest()[:16]

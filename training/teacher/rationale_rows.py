@@ -1,0 +1,69 @@
+"""Rationale rows: their schema and their JSONL files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from relevance.errors import InputError, RowError
+
+Perspective = Literal["user", "struct", "rule"]
+Agreement = Literal["match", "mismatch", "missing"]
+
+
+class Evidence(BaseModel):
+    """One thing the query asks for, held against the item.
+
+    Args: dim: brand, colour, size, audience, type, terms, negation or accessory; query_span, item_span: the words on
+        either side, "" where there are none; verdict: `missing` means the item says nothing about it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: str
+    query_span: str
+    item_span: str
+    verdict: Agreement
+
+
+class Rationale(BaseModel):
+    """One rationale of one pair from one perspective.
+
+    Args: rationale: the text; verdict: the class it concludes, None if it draws no conclusion; generator: who wrote
+        it; annotator_seen_pair: whether the generator was fitted on this pair with its label.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pair_id: str
+    perspective: Perspective
+    evidence: tuple[Evidence, ...]
+    rationale: str
+    verdict: str | None
+    generator: str
+    annotator_seen_pair: bool
+
+
+def rationale_line(rationale: Rationale) -> str:
+    """Give the JSONL line of a rationale, with its line end."""
+    return rationale.model_dump_json() + "\n"
+
+
+def read_rationales(path: Path) -> Iterator[Rationale]:
+    """Read a JSONL file of rationales, one at a time.
+
+    Raises: InputError: if the file is missing; RowError: if a line is not a rationale, naming line and field.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected a file of rationales, found none")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield Rationale.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                column = ".".join(map(str, first["loc"])) or "*"
+                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error

@@ -1,0 +1,118 @@
+"""Stage `rationales`: one rationale per pair and perspective, as JSONL.
+
+Resumable: a killed run leaves a partial file, and the next one goes on after its last whole line; the finished file is
+the same, byte for byte, as that of a run that was never killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from relevance.errors import InputError
+from relevance.pairs import Pair, parquet_rows, read_pairs
+from training.recipe import Recipe, Split
+from training.runs import Run, hash_file, stage_arguments
+from training.teacher.annotator import NAME, ProgrammaticAnnotator
+from training.teacher.generator import RationaleGenerator
+from training.teacher.rationale_rows import Perspective, rationale_line
+from training.teacher.readings import brand_vocabulary
+from training.words import normalise_query
+
+log = logging.getLogger("relevance.training")
+READINGS = "esci_query_reasoning.parquet"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage; see the module."""
+    run = stage_arguments(sys.argv[1:] if argv is None else argv, "rationales", __doc__)
+    recipe = run.recipe.rationales
+    splits: tuple[Split, ...] = ("train", *recipe.splits)
+    pair_files = {split: run.require("data") / f"pairs.{split}.parquet" for split in splits}
+    readings = None if recipe.query_readings is None else Path(recipe.query_readings) / READINGS
+    if readings is not None and not readings.is_file():
+        raise InputError(f"{readings}: expected a file of query readings, found none")
+    files = [*pair_files.values(), *([] if readings is None else [readings])]
+    inputs = {
+        "rationales": recipe.model_dump(mode="json"),
+        "generator": NAME,
+        "seed": run.recipe.seed,
+        "scheme": run.recipe.label_scheme.to_dict(),
+        "files": {path.name: hash_file(path) for path in files},
+    }
+    with run.stage("rationales", inputs, resumable=True) as folder:
+        if folder is not None:
+            _write_all(run, folder, pair_files, readings)
+    return 0
+
+
+def write_rationales(
+    path: Path, pairs: Sequence[Pair], generator: RationaleGenerator, perspectives: Sequence[Perspective]
+) -> int:
+    """Write the rationales of pairs, going on where a killed run stopped.
+
+    Returns: rationales written by this call; 0 if the file was complete.
+    """
+    if path.is_file():
+        return 0
+    partial = path.with_suffix(".partial")
+    done = _whole_lines(partial)
+    jobs = [(pair, perspective) for pair in pairs for perspective in perspectives]
+    with (
+        partial.open("a", encoding="utf-8") as file,
+        tqdm(total=len(jobs), initial=done, unit="rationale", desc=path.stem) as progress,
+    ):
+        for pair, perspective in jobs[done:]:
+            file.write(rationale_line(generator.generate(pair, perspective)))
+            progress.update()
+    os.replace(partial, path)
+    return len(jobs) - done
+
+
+def read_query_readings(path: Path) -> dict[str, str]:
+    """Read written readings of queries: normalised query → text.
+
+    Raises: InputError: if the file is not Parquet or lacks a column.
+    """
+    rows = parquet_rows(path, ("query", "reasoning"), ("query", "reasoning"))
+    return {normalise_query(row["query"]): row["reasoning"] for _, row in rows if row["query"] and row["reasoning"]}
+
+
+def make_generator(recipe: Recipe, brand_source: Sequence[Pair], readings: Path | None = None) -> RationaleGenerator:
+    """Build the generator a recipe names.
+
+    Args: brand_source: train pairs, whose items teach the annotator brand names.
+    """
+    return ProgrammaticAnnotator(
+        brands=brand_vocabulary({pair.item.id: pair.item for pair in brand_source}.values()),
+        seed=recipe.seed,
+        scheme=recipe.label_scheme,
+        query_readings={} if readings is None else read_query_readings(readings),
+    )
+
+
+def _write_all(run: Run, folder: Path, pair_files: dict[Split, Path], readings: Path | None) -> None:
+    recipe = run.recipe.rationales
+    pairs = {split: list(read_pairs(path)) for split, path in pair_files.items()}
+    generator = make_generator(run.recipe, pairs["train"], readings)
+    for split in recipe.splits:
+        path = folder / f"rationales.{split}.jsonl"
+        written = write_rationales(path, pairs[split], generator, recipe.perspectives)
+        log.info("rationales: %s: %d pairs, %d written now", split, len(pairs[split]), written)
+
+
+def _whole_lines(path: Path) -> int:
+    """Cut a partial file after its last whole line and count the lines."""
+    if not path.is_file():
+        return 0
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.count(b"\n")
