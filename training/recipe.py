@@ -114,8 +114,9 @@ class FitRecipe(_Section):
 
     Args: head_learning_rate: of everything but the encoder; layer_decay: factor on the learning rate per layer
         downwards; warmup_fraction: of all steps; soft_label_weight: of the cross-entropy against annotated
-        probabilities where a pair has them; freeze_embeddings: keep the encoder's embeddings fixed; patience: epochs
-        without a better dev figure before stopping; max_pair_tokens: shorter than the recipe's, for speed.
+        probabilities where a pair has them; rank_weight: of the pairwise loss within queries; freeze_embeddings: keep
+        the encoder's word embeddings fixed; patience: epochs without a better dev figure before stopping;
+        max_pair_tokens: shorter than the recipe's, for speed.
     """
 
     epochs: int = Field(default=5, ge=1)
@@ -127,6 +128,7 @@ class FitRecipe(_Section):
     warmup_fraction: float = Field(default=0.06, ge=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     soft_label_weight: float = Field(default=0.0, ge=0)
+    rank_weight: float = Field(default=0.0, ge=0)
     freeze_embeddings: bool = False
     patience: int = Field(default=2, ge=1)
     max_pair_tokens: int | None = Field(default=None, ge=8)

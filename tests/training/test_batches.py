@@ -36,3 +36,16 @@ def test_field_dropout_never_hides_the_title():
 
     assert drop_fields(item, 1.0 - 1e-12, rng) == Item("linen shirt")
     assert drop_fields(item, 0.0, rng) is item
+
+
+def test_grouped_bucketing_lets_pairs_of_one_query_meet():
+    """20 queries of 40 pairs each: grouped batches of 32 hold many times the same-query pairs of ungrouped ones."""
+    rng = np.random.default_rng(0)
+    lengths, group = rng.integers(5, 60, 800), np.repeat(np.arange(20), 40)
+
+    def meetings(batches):
+        return sum(int((np.bincount(group[b]) ** 2).sum()) - len(b) for b in batches)
+
+    grouped = bucketed(lengths, 32, rng, group)
+    assert sorted(np.concatenate(grouped).tolist()) == list(range(800))
+    assert meetings(grouped) > 3 * meetings(bucketed(lengths, 32, rng))

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from training.student.losses import GuidanceProjection, feature_loss, guidance_loss, soft_label_loss, task_loss
+from training.student.losses import (
+    GuidanceProjection,
+    feature_loss,
+    guidance_loss,
+    rank_loss,
+    soft_label_loss,
+    task_loss,
+)
 
 
 def test_guidance_is_the_sum_over_dimensions_not_the_mean():
@@ -69,3 +76,22 @@ def test_feature_loss_leaves_missing_features_out():
     loss = feature_loss(torch.tensor([[2.0, 7.0]]), torch.tensor([[0.0, math.nan]]))
 
     assert loss.item() == pytest.approx(1.5)
+
+
+def test_rank_loss_compares_labelled_pairs_of_one_query_only():
+    """Equal scores give ln 2 for the one comparable pair; another query and a pair without label change nothing."""
+    logits = torch.zeros(4, 2)
+    gains = torch.tensor([1.0, 0.0])
+    label_gain = torch.tensor([1.0, 0.0, 0.0, math.nan])
+
+    assert rank_loss(logits, gains, label_gain, torch.tensor([0, 0, 1, 0])).item() == pytest.approx(math.log(2))
+
+
+def test_rank_loss_falls_when_the_better_item_scores_higher():
+    """And it is 0 where no two labels of a query differ."""
+    gains, query = torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.int64)
+    right, wrong = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 2.0], [2.0, 0.0]])
+    labels = torch.tensor([1.0, 0.0])
+
+    assert rank_loss(right, gains, labels, query) < rank_loss(wrong, gains, labels, query)
+    assert rank_loss(wrong, gains, torch.ones(2), query).item() == 0.0

@@ -21,6 +21,8 @@ from training.cot_store import CotStore
 
 WINDOW = 50
 """Batches whose pairs are sorted by length together: enough to halve padding, few enough to keep batches random."""
+QUERY_WINDOW = 4
+"""The same where pairs of one query should meet in a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Batch:
     token_type_ids_BL: Tensor
     label_B: Tensor
     label_weight_B: Tensor
+    query_B: Tensor
     soft_BK: Tensor
     soft_weight_B: Tensor
     features_BF: Tensor
@@ -83,7 +86,8 @@ class Batches:
     """All batches of one epoch, in an order that depends on the seed and the epoch alone.
 
     Args: training_set, template, tokenizer: what to read and how; batch_size: pairs a batch; field_dropout: chance
-        that an optional item field is hidden from a pair in this epoch; cot_store: None for no guidance.
+        that an optional item field is hidden from a pair in this epoch; cot_store: None for no guidance;
+        by_query: let pairs of one query meet in a batch, for a loss that compares them.
     """
 
     def __init__(
@@ -95,7 +99,11 @@ class Batches:
         batch_size: int,
         field_dropout: float = 0.0,
         cot_store: CotStore | None = None,
+        by_query: bool = False,
     ) -> None:
+        self._by_query = by_query
+        numbers = {query: number for number, query in enumerate(dict.fromkeys(p.query.id for p in training_set.pairs))}
+        self._query_N = np.array([numbers[pair.query.id] for pair in training_set.pairs], dtype=np.int64)
         self._set = training_set
         self._template = template
         self._tokenizer = tokenizer
@@ -113,7 +121,8 @@ class Batches:
         items = [drop_fields(pair.item, self._field_dropout, rng) for pair in self._set.pairs]
         item_ids = self._tokenizer.encode_items([self._template.item_text(item) for item in items])
         length_N = np.array([len(q) + len(i) for q, i in zip(self._queries, item_ids, strict=True)])
-        for chosen in bucketed(length_N, self._batch_size, rng)[skip:]:
+        groups = self._query_N if self._by_query else None
+        for chosen in bucketed(length_N, self._batch_size, rng, groups)[skip:]:
             yield self._collate(chosen, item_ids)
 
     def _collate(self, chosen: NDArray[np.int64], item_ids: Sequence[TokenIds]) -> Batch:
@@ -128,6 +137,7 @@ class Batches:
             torch.from_numpy(ids.token_type_ids_BL),
             torch.from_numpy(self._set.label_N[chosen]),
             torch.from_numpy(self._set.label_weight_N[chosen]),
+            torch.from_numpy(self._query_N[chosen]),
             torch.from_numpy(self._set.soft_NK[chosen]),
             torch.from_numpy(self._set.soft_weight_N[chosen]),
             torch.from_numpy(self._set.features_NF[chosen]),
@@ -174,15 +184,27 @@ def drop_fields(item: Item, chance: float, rng: np.random.Generator) -> Item:
     )
 
 
-def bucketed(length_N: NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+def bucketed(
+    length_N: NDArray[np.int64],
+    batch_size: int,
+    rng: np.random.Generator,
+    group_N: NDArray[np.int64] | None = None,
+) -> list[NDArray[np.int64]]:
     """Cut shuffled pairs into batches of similar length: windows of `WINDOW` batches are sorted, batches shuffled.
 
+    Args: group_N: number of each pair's group (0 …); whole groups are shuffled and the windows are `QUERY_WINDOW`
+        batches, so that members of one group meet.
     Returns: index arrays that hold each of 0 … N - 1 exactly once.
     """
     shuffled = rng.permutation(len(length_N))
+    window_batches = WINDOW
+    if group_N is not None:
+        place = rng.permutation(int(group_N.max(initial=0)) + 1)
+        shuffled = shuffled[np.argsort(place[group_N[shuffled]], kind="stable")]
+        window_batches = QUERY_WINDOW
     batches = []
-    for start in range(0, len(shuffled), batch_size * WINDOW):
-        window = shuffled[start : start + batch_size * WINDOW]
+    for start in range(0, len(shuffled), batch_size * window_batches):
+        window = shuffled[start : start + batch_size * window_batches]
         window = window[np.argsort(length_N[window], kind="stable")]
         batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]

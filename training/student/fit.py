@@ -26,7 +26,14 @@ from relevance.calibration import expected_gain, softmax
 from relevance.errors import CollapseError
 from training.recipe import FitRecipe
 from training.student.batches import Batch, Batches
-from training.student.losses import GuidanceProjection, feature_loss, guidance_loss, soft_label_loss, task_loss
+from training.student.losses import (
+    GuidanceProjection,
+    feature_loss,
+    guidance_loss,
+    rank_loss,
+    soft_label_loss,
+    task_loss,
+)
 from training.student.model import Student, StudentOutput
 
 log = logging.getLogger("relevance.training")
@@ -197,6 +204,7 @@ class _Losses(nn.Module):
     """The student, its losses and their training-only maps in one module: data parallelism sees one forward pass."""
 
     class_weight_K: Tensor | None
+    gain_K: Tensor
 
     def __init__(self, student: Student, plan: FitPlan) -> None:
         super().__init__()
@@ -210,6 +218,8 @@ class _Losses(nn.Module):
             self.features = nn.Linear(student.head.out_features, plan.n_features)
         weight_K = None if plan.class_weight_K is None else torch.from_numpy(plan.class_weight_K)
         self.register_buffer("class_weight_K", weight_K, persistent=False)
+        gain_K = torch.tensor(student.config.label_scheme.gain_K, dtype=torch.float32)
+        self.register_buffer("gain_K", gain_K, persistent=False)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Give the total loss (arXiv:2601.21611, eq. 9, and the distillation terms) and its parts."""
@@ -221,6 +231,11 @@ class _Losses(nn.Module):
         if recipe.soft_label_weight > 0:
             soft = soft_label_loss(logits_BK, batch.soft_BK, batch.soft_weight_B)
             total, parts["soft"] = total + recipe.soft_label_weight * soft, soft.detach()
+        if recipe.rank_weight > 0:
+            unlabelled = torch.full_like(batch.label_weight_B, torch.nan)
+            label_gain_B = torch.where(batch.label_weight_B > 0, self.gain_K[batch.label_B], unlabelled)
+            rank = rank_loss(logits_BK, self.gain_K, label_gain_B, batch.query_B)
+            total, parts["rank"] = total + recipe.rank_weight * rank, rank.detach()
         if self.features is not None:
             feature = feature_loss(self.features(nn.functional.gelu(output.head_BH)).float(), batch.features_BF)
             total, parts["feature"] = total + plan.feature_weight * feature, feature.detach()

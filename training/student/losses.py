@@ -46,6 +46,23 @@ def soft_label_loss(logits_BK: Tensor, teacher_BK: Tensor, weight_B: Tensor) -> 
     return (loss_B * weight_B).sum() / weight_B.sum().clamp(min=1e-8)
 
 
+def rank_loss(logits_BK: Tensor, gain_K: Tensor, label_gain_B: Tensor, query_B: Tensor) -> Tensor:
+    """Pairwise logistic loss within queries (Burges et al., RankNet, ICML 2005), weighted by the difference in gain.
+
+    Args: gain_K: gains in [0, 1]; label_gain_B: gain of each label, nan for pairs without one; query_B: which pairs
+        belong together.
+    Returns: weighted mean over pairs (i, j) of one query with gain_i > gain_j of softplus(z_j − z_i), where z is the
+        log-odds of the expected gain; 0 when there is none.
+    """
+    score_B = (torch.softmax(logits_BK, dim=-1) @ gain_K).clamp(1e-4, 1 - 1e-4)
+    odds_B = torch.log(score_B) - torch.log1p(-score_B)
+    difference_BB = label_gain_B.unsqueeze(1) - label_gain_B.unsqueeze(0)
+    same_BB = query_B.unsqueeze(1) == query_B.unsqueeze(0)
+    weight_BB = torch.where(same_BB & (difference_BB > 0), difference_BB, torch.zeros_like(difference_BB))
+    loss_BB = nn.functional.softplus(odds_B.unsqueeze(0) - odds_B.unsqueeze(1))
+    return (loss_BB * weight_BB).sum() / weight_BB.sum().clamp(min=1e-8)
+
+
 def feature_loss(predicted_BF: Tensor, feature_BF: Tensor) -> Tensor:
     """Smooth L1 distance to a teacher's standardised features, nan ones left out; 0 when all are."""
     present_BF = ~torch.isnan(feature_BF)

@@ -26,7 +26,7 @@ from training.model_source import resolve_model
 from training.recipe import AnnotateRecipe
 from training.runs import Run, hash_file, log, stage_arguments
 from training.soft_labels import FILE, SoftLabels, write_soft_labels
-from training.teacher.features import FEATURES, TAUGHT, PairFeatures, TextEncoder
+from training.teacher.features import FEATURES, TAUGHT, PairFeatures, TokenEncoder
 from training.words import normalise_query, query_unit
 
 MAX_TOKENS = 64
@@ -68,7 +68,7 @@ def annotate(run: Run, data: Path) -> SoftLabels:
     queries, extra = _queries(run, labelled, held_out)
     model = SentenceTransformer(resolve_model(recipe.model))
     model.max_seq_length = MAX_TOKENS
-    encoder = TextEncoder(model)
+    encoder = TokenEncoder(model)
     sampled = sample_pairs(encoder, items, [(queries, recipe.ranks), (extra, recipe.extra_ranks)], run.recipe.seed)
     features = PairFeatures(encoder, [item.title for item in items])
     labelled_NF = features.of([p.pair for p in labelled])
@@ -158,7 +158,7 @@ class CrossFittedTeacher:
 
 
 def sample_pairs(
-    encoder: TextEncoder, items: Sequence[Item], groups: Sequence[tuple[Sequence[Query], Ranks]], seed: int
+    encoder: TokenEncoder, items: Sequence[Item], groups: Sequence[tuple[Sequence[Query], Ranks]], seed: int
 ) -> list[tuple[Pair, int]]:
     """Pair queries with items drawn from ranges of their ranking by cosine.
 

@@ -49,7 +49,7 @@ class EncodedText:
     tokens_TD: NDArray[np.float16]
 
 
-class TextEncoder:
+class TokenEncoder:
     """A frozen sentence encoder with a memory; each distinct text is encoded once."""
 
     def __init__(self, model: SentenceTransformer) -> None:
@@ -86,7 +86,7 @@ class TextEncoder:
 class PairFeatures:
     """Features of pairs over one encoder and the document frequencies of a collection of titles."""
 
-    def __init__(self, encoder: TextEncoder, titles: Sequence[str]) -> None:
+    def __init__(self, encoder: TokenEncoder, titles: Sequence[str]) -> None:
         self._encoder = encoder
         seen = Counter(word for title in titles for word in set(_words(title)))
         self._idf = {word: math.log((len(titles) + 1) / (count + 0.5)) for word, count in seen.items()}

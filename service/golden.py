@@ -1,0 +1,113 @@
+"""Replay of a bundle's golden pairs: the proof that this session, on this machine, computes what was exported.
+
+Suffixes: K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relevance.bundle import Bundle, GoldenPair, Precision
+from relevance.calibration import expected_gain
+from relevance.errors import ParityError
+from relevance.tokenization import PairTokenizer, TokenIds
+from service.scorer import Session
+
+_PADDING = 7
+_BATCH = 8
+"""Pairs of a replayed batch: enough to mix lengths, few enough that one long pair does not slow the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replay showed.
+
+    Args: n_pairs: golden pairs; max_abs_difference: largest |Δlogit| over all batchings; tolerance: from the manifest;
+        n_tiers_compared: pairs whose score is farther than the tolerance from every cut point.
+    """
+
+    n_pairs: int
+    max_abs_difference: float
+    tolerance: float
+    n_tiers_compared: int
+
+
+def replay(bundle: Bundle, session: Session, precision: Precision) -> Replay:
+    """Check token ids exactly, then logits and tiers of each golden pair: alone, in mixed batches, reversed and padded.
+
+    Args: precision: whose frozen logits to compare with.
+    Raises: ParityError: naming the first pair that differs, or if the bundle has fewer than two golden pairs.
+    """
+    pairs = bundle.golden
+    if len(pairs) < 2:
+        raise ParityError(f"{bundle.path}: expected at least 2 golden pairs, found {len(pairs)}")
+    tokens = [_check_tokens(bundle, number, pair) for number, pair in enumerate(pairs, start=1)]
+    for number, pair in enumerate(pairs, start=1):
+        if len(pair.logits.get(precision, ())) != bundle.scheme.n_classes:
+            raise ParityError(f"{bundle.path}: golden pair {number}: expected logits of {precision}, found none")
+    expected_NK = np.asarray([pair.logits[precision] for pair in pairs])
+    tolerance = bundle.manifest.graphs[precision].tolerance
+    worst = 0.0
+    compared = 0
+    for how, rows, found_nK in _batchings(bundle.tokenizer, session, tokens):
+        difference_n = np.abs(found_nK - expected_NK[rows]).max(axis=1)
+        for row, difference in zip(rows, difference_n.tolist(), strict=True):
+            if not difference <= tolerance:
+                raise ParityError(
+                    f"{bundle.path}: golden pair {row + 1} {how}: expected {precision} logits within {tolerance:g}, "
+                    f"found a difference of {difference:g}"
+                )
+        worst = max(worst, float(difference_n.max()))
+        compared += _check_tiers(bundle, rows, expected_NK[rows], found_nK, tolerance)
+    return Replay(len(pairs), worst, tolerance, compared // 3)
+
+
+def _check_tokens(bundle: Bundle, number: int, pair: GoldenPair) -> tuple[TokenIds, TokenIds]:
+    tokenizer = bundle.tokenizer
+    query_ids = tokenizer.encode_query(bundle.template.query_text(pair.query))
+    (item_ids,) = tokenizer.encode_items([bundle.template.item_text(pair.item)])
+    found = tokenizer.collate([query_ids], [item_ids]).input_ids_BL[0].tolist()
+    if found != list(pair.input_ids):
+        raise ParityError(
+            f"{bundle.path}: golden pair {number}: expected {len(pair.input_ids)} token ids exactly, found "
+            f"{len(found)} that differ; template or tokenizer do not belong to this model"
+        )
+    return query_ids, item_ids
+
+
+def _batchings(
+    tokenizer: PairTokenizer, session: Session, tokens: list[tuple[TokenIds, TokenIds]]
+) -> Iterator[tuple[str, list[int], NDArray[np.float32]]]:
+    rows = list(range(len(tokens)))
+    alone = [session.run(tokenizer.collate([query], [item])) for query, item in tokens]
+    yield "alone", rows, np.concatenate(alone)
+    for how, order, padding in (("in a batch", rows, 0), ("in a reversed, padded batch", rows[::-1], _PADDING)):
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            queries, items = [tokens[row][0] for row in chosen], [tokens[row][1] for row in chosen]
+            width = tokenizer.collate(queries, items).input_ids_BL.shape[1]
+            batch = tokenizer.collate(queries, items, pad_to=min(width + padding, tokenizer.max_pair_tokens))
+            yield how, chosen, session.run(batch)
+
+
+def _check_tiers(
+    bundle: Bundle, rows: list[int], expected_NK: NDArray[np.float64], found_NK: NDArray[np.float32], tolerance: float
+) -> int:
+    compared = 0
+    for row, expected_K, found_K in zip(rows, expected_NK, found_NK, strict=True):
+        pair = bundle.golden[row]
+        locale = bundle.policy.resolve(pair.locale)
+        both_BK = bundle.calibrator.probabilities(np.stack([expected_K, found_K]), locale)
+        score_B = expected_gain(both_BK, bundle.scheme)
+        if np.abs(np.asarray(bundle.policy.cut_points(locale).values) - score_B[0]).min() <= tolerance:
+            continue
+        query = bundle.template.query_text(pair.query)
+        tier_B = bundle.policy.decide(score_B, both_BK, bundle.scheme, policy_locale=locale, query=query).tier_B
+        if tier_B[0] != tier_B[1]:
+            raise ParityError(f"{bundle.path}: golden pair {row + 1}: expected tier {tier_B[0]}, found {tier_B[1]}")
+        compared += 1
+    return compared

@@ -1,0 +1,97 @@
+"""One table from exceptions to problem+json (RFC 9457): the only place that knows which error is which status."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from relevance.errors import (
+    DeadlineError,
+    EmptyRequestError,
+    EngineError,
+    MalformedBodyError,
+    MediaTypeError,
+    NotOfferedError,
+    NotReadyError,
+    OverloadError,
+    QueryTooLongError,
+    RequestError,
+    SchemaError,
+    ServiceError,
+    TooLargeError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:relevance-tiers:problem:"
+
+TABLE: dict[type[Exception], tuple[int, str, str]] = {
+    MalformedBodyError: (400, "malformed_body", "Malformed"),
+    EmptyRequestError: (400, "empty_items", "Empty"),
+    TooLargeError: (413, "too_large", "Validation"),
+    MediaTypeError: (415, "media_type", "Validation"),
+    SchemaError: (422, "schema", "Validation"),
+    QueryTooLongError: (422, "query_too_long", "Validation"),
+    NotOfferedError: (422, "not_offered", "Validation"),
+    RequestError: (400, "bad_request", "Validation"),
+    OverloadError: (429, "overloaded", "Overloaded"),
+    NotReadyError: (503, "not_ready", "Unhealthy"),
+    DeadlineError: (504, "deadline", "Deadline"),
+    EngineError: (500, "engine", "Backend"),
+    ServiceError: (500, "internal", "Backend"),
+}
+"""Exception → status, code, error_type; the first entry that matches counts."""
+_HTTP_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+_POINTERS: dict[type[Exception], str] = {
+    EmptyRequestError: "/items",
+    QueryTooLongError: "/query",
+    NotOfferedError: "/explain",
+}
+
+
+def problem_response(error: Exception, *, request_id: str, instance: str) -> Response:
+    """Give the response for an exception; what the table does not know becomes a 500 without its message.
+
+    Args: instance: path of the request.
+    """
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        status, error_type = error.status_code, "Validation"
+        code = _HTTP_CODES.get(status, "http")
+        detail = f"{instance[:200]}: {error.detail}"
+        headers.update(error.headers or {})
+    else:
+        known = next((row for kind, row in TABLE.items() if isinstance(error, kind)), None)
+        status, code, error_type = known or (500, "internal", "Backend")
+        detail = str(error) if known else "unexpected failure; the log has it under this request_id"
+    if isinstance(error, SchemaError):
+        faults = [{"pointer": pointer, "message": message} for pointer, message in error.problems]
+    else:
+        faults = [{"pointer": p, "message": detail} for kind, p in _POINTERS.items() if isinstance(error, kind)]
+    body: dict[str, object] = {
+        "type": TYPE_PREFIX + code.replace("_", "-"),
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": instance[:200],
+        "code": code,
+        "request_id": request_id,
+        "errors": faults,
+        "error": detail,
+        "error_type": error_type,
+        "message": detail,
+    }
+    if isinstance(error, OverloadError):
+        headers["Retry-After"] = str(error.retry_after_s)
+        body["retry_after_ms"] = error.retry_after_s * 1000
+    elif isinstance(error, NotReadyError):
+        headers["Retry-After"] = "1"
+    return Response(to_json(body), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Answer an exception that a route raised."""
+    return problem_response(error, request_id=request.state.request_id, instance=request.url.path)

@@ -1,0 +1,176 @@
+"""What goes over the wire: request and response schemas. Strict: no coercion, no unknown fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from relevance.errors import EmptyRequestError, MalformedBodyError, NotOfferedError, SchemaError, TooLargeError
+from relevance.labels import N_TIERS
+
+MOST_ITEMS = 16384
+"""Items beyond which a list is not even parsed to its end; `max_items` may only be lower."""
+_MOST_PROBLEMS = 20
+_MOST_POINTER_CHARS = 64
+_INT64 = 2**63
+_MESSAGES = {
+    "string_pattern_mismatch": "Expected a text, found only white space",
+    "extra_forbidden": "Expected no such field",
+}
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Id = Annotated[str, Field(max_length=512)] | Annotated[int, Field(ge=-_INT64, lt=_INT64)]
+
+
+class ItemIn(_Wire):
+    """An item to score; `/info` says which of the fields the model reads."""
+
+    id: Id
+    title: str = Field(min_length=1)
+    brand: str | None = None
+    color: str | None = None
+    text: str | None = None
+    attributes: dict[str, str] = Field(default_factory=dict)
+
+
+class ScoreRequest(_Wire):
+    """One query and the items to score against it."""
+
+    query: str = Field(min_length=1, pattern=r"\S")
+    locale: str | None = Field(default=None, max_length=64)
+    items: list[ItemIn] = Field(max_length=MOST_ITEMS)
+    min_tier: int | None = Field(default=None, ge=0, lt=N_TIERS)
+    return_filtered: Literal["none", "ids", "full"] = "none"
+    top_k: int | None = Field(default=None, ge=1)
+    sort: Literal["input", "score"] = "input"
+    deadline_ms: int | None = Field(default=None, ge=1, le=600_000)
+    on_overload: Literal["reject", "partial"] = "reject"
+    explain: bool = False
+
+
+class ResultOut(_Wire):
+    """One item of the answer; `reason` is there only when the item is unscored."""
+
+    id: str | int
+    index: int
+    score: float | None
+    tier: int | None
+    label: str | None
+    kept: bool
+    truncated: bool
+    source: Literal["model", "cache", "unscored"]
+    reason: Literal["deadline", "overload", "nan", "error"] | None = None
+
+
+class FilteredOut(_Wire):
+    """A filtered item when only ids were asked for."""
+
+    id: str | int
+    index: int
+
+
+class Counts(_Wire):
+    """How many items there were, got a score, were kept by the filter, were filtered; scored items of each tier."""
+
+    items: int
+    scored: int
+    kept: int
+    filtered: int
+    by_tier: dict[str, int]
+
+
+class Usage(_Wire):
+    """Pairs scored, tokens read, tokens computed on with padding."""
+
+    pairs: int
+    tokens: int
+    padded_tokens: int
+
+
+class Timing(_Wire):
+    """Milliseconds: waiting for the engine, tokenising, in the session, all together."""
+
+    queue: float
+    tokenize: float
+    infer: float
+    total: float
+
+
+class ScoreResponse(_Wire):
+    """The answer: kept items in `results`, the others in `filtered` as `return_filtered` asks."""
+
+    request_id: str
+    model: str
+    calibration: str
+    policy: str
+    results: list[ResultOut]
+    policy_locale: str
+    fields_used: list[str]
+    filtered: list[FilteredOut | ResultOut]
+    counts: Counts
+    partial: bool
+    usage: Usage
+    timing_ms: Timing
+
+
+class ProblemError(_Wire):
+    """One fault of a request: a JSON pointer and what was expected there."""
+
+    pointer: str
+    message: str
+
+
+class Problem(_Wire):
+    """Problem details (RFC 9457), with `error`, `error_type` and `message` for clients of other servers."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: list[ProblemError]
+    error: str
+    error_type: str
+    message: str
+    retry_after_ms: int | None = None
+
+
+def parse_score_request(body: bytes, *, max_items: int) -> ScoreRequest:
+    """Read the body of `POST /score`.
+
+    Raises: MalformedBodyError: not JSON in UTF-8; SchemaError: breaks the schema; EmptyRequestError; TooLargeError:
+        more than `max_items` items; NotOfferedError: asks for an explanation.
+    """
+    try:
+        request = ScoreRequest.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        if faults[0]["type"] == "json_invalid":
+            raise MalformedBodyError(f"expected JSON in UTF-8: {faults[0]['msg']}") from None
+        if any(fault["type"] == "too_long" and fault["loc"] == ("items",) for fault in faults):
+            raise TooLargeError(f"items: expected at most {max_items}, found more than {MOST_ITEMS}") from None
+        problems = tuple(
+            (_pointer(fault["loc"]), _MESSAGES.get(fault["type"], fault["msg"])) for fault in faults[:_MOST_PROBLEMS]
+        )
+        raise SchemaError(problems) from None
+    if not request.items:
+        raise EmptyRequestError("items: expected at least 1, found none")
+    if len(request.items) > max_items:
+        raise TooLargeError(f"items: expected at most {max_items}, found {len(request.items)}")
+    if request.explain:
+        raise NotOfferedError("explain: expected false, this bundle carries no rationales to explain with")
+    return request
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    if len(location) > 3 and location[:1] == ("items",) and location[2] == "id":
+        location = location[:3]
+    parts = (str(part)[:_MOST_POINTER_CHARS].replace("~", "~0").replace("/", "~1") for part in location)
+    return "".join(f"/{part}" for part in parts)

@@ -1,0 +1,218 @@
+"""`relevance score FILE`: score a JSONL or Parquet file of pairs offline, with the service's own scorer.
+
+Consecutive rows of one query are scored together. Finished groups are appended to a part file beside the output; a run
+that was killed goes on after the last whole group, and the finished file is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic_core import to_json
+from tqdm import tqdm
+
+from relevance.errors import InputError, QueryTooLongError, RowError
+from relevance.pairs import BadRows, Pair, read_pairs
+from service.lifecycle import load_engine
+from service.scorer import REASONS, Scored, Scorer
+from service.settings import load_settings
+
+_DECIMALS = 6
+_PARQUET_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The unfinished output: lines of whole groups, and beside it what they were made from."""
+
+    lines: Path
+    origin: Path
+
+    @classmethod
+    def beside(cls, out: Path) -> Part:
+        """Give the part files that belong to an output."""
+        return cls(out.with_name(out.name + ".part.jsonl"), out.with_name(out.name + ".part.origin.json"))
+
+    def resume(self, origin: dict[str, Any]) -> int:
+        """Give the number of whole lines left by a killed run of the same origin; anything else starts over."""
+        same = self.origin.is_file() and self.lines.is_file() and _read_json(self.origin) == origin
+        if not same:
+            self.lines.write_bytes(b"")
+            self.origin.write_text(json.dumps(origin) + "\n", encoding="utf-8")
+            return 0
+        with self.lines.open("rb") as file:
+            return sum(line.endswith(b"\n") for line in file)
+
+    def cut(self, n_lines: int) -> None:
+        """Drop everything after the first n lines."""
+        with self.lines.open("r+b") as file:
+            for _ in range(n_lines):
+                file.readline()
+            file.truncate(file.tell())
+
+
+def main(argv: list[str]) -> int:
+    """Score one file.
+
+    Raises: InputError: the file or a row is wrong; BundleError: the bundle must not be served.
+    """
+    arguments = _arguments(argv)
+    out = arguments.out or arguments.file.with_name(arguments.file.name + ".out.jsonl")
+    if out.suffix not in {".jsonl", ".parquet"}:
+        raise InputError(f"{out}: expected an output ending in .jsonl or .parquet")
+    if not arguments.file.is_file():
+        raise InputError(f"{arguments.file}: expected a file, found none")
+    settings = load_settings(
+        bundle=arguments.bundle, policy=arguments.policy, precision=arguments.precision, threads=arguments.threads
+    )
+    engine = load_engine(settings)
+    part = Part.beside(out)
+    origin = {
+        "input": _sha256(arguments.file),
+        "bundle": engine.bundle.manifest.bundle_id,
+        "policy": hashlib.sha256(engine.bundle.policy.model_dump_json().encode()).hexdigest(),
+        "precision": engine.session.precision,
+        "batch": arguments.batch,
+        "batch_tokens": settings.batch_tokens,
+        "on_bad_row": arguments.on_bad_row,
+    }
+    done = part.resume(origin)
+    bad_rows = BadRows(policy=arguments.on_bad_row)
+    groups = group_pairs(read_pairs(arguments.file, bad_rows), at_most=arguments.batch)
+    n_rows = _score_groups(engine.scorer, groups, part, done, bad_rows=bad_rows, where=arguments.file.name)
+    _publish(part, out)
+    sys.stderr.write(f"relevance score: {n_rows} rows → {out}; {bad_rows.count} bad rows skipped\n")
+    for error in bad_rows.first:
+        sys.stderr.write(f"  {error}\n")
+    return 0
+
+
+def group_pairs(pairs: Iterable[Pair], *, at_most: int) -> Iterator[list[Pair]]:
+    """Give runs of consecutive pairs of the same query text and locale, cut after `at_most` pairs."""
+    group: list[Pair] = []
+    for pair in pairs:
+        if group and (len(group) == at_most or _key(pair) != _key(group[0])):
+            yield group
+            group = []
+        group.append(pair)
+    if group:
+        yield group
+
+
+def output_lines(group: list[Pair], scored: Scored, classes: tuple[str, ...]) -> bytes:
+    """Give one JSON line a pair, in input order."""
+    lines = []
+    for row, (pair, score) in enumerate(zip(group, np.round(scored.score_B, _DECIMALS).tolist(), strict=True)):
+        reason = int(scored.reason_B[row])
+        line = {
+            "query_id": pair.query.id,
+            "item_id": pair.item.id,
+            "score": None if reason else score,
+            "tier": None if reason else int(scored.tier_B[row]),
+            "label": None if reason else classes[scored.label_B[row]],
+            "kept": bool(scored.kept_B[row]),
+            "truncated": bool(scored.truncated_B[row]),
+            "policy_locale": scored.policy_locale,
+            "reason": REASONS[reason - 1] if reason else None,
+        }
+        lines.append(to_json(line) + b"\n")
+    return b"".join(lines)
+
+
+def _score_groups(
+    scorer: Scorer, groups: Iterable[list[Pair]], part: Part, done: int, *, bad_rows: BadRows, where: str
+) -> int:
+    classes = scorer.bundle.scheme.classes
+    n_rows = 0
+    resuming = True
+    with part.lines.open("r+b") as file, tqdm(unit="rows", file=sys.stderr, disable=None) as progress:
+        for group in groups:
+            progress.update(len(group))
+            if resuming and n_rows + len(group) <= done:
+                n_rows += len(group)
+                continue
+            if resuming:
+                part.cut(n_rows)
+                file.seek(0, os.SEEK_END)
+                resuming = False
+            query = group[0].query
+            try:
+                scored = scorer.score(query.text, [pair.item for pair in group], locale=query.locale)
+            except QueryTooLongError as error:
+                for _ in group:
+                    bad_rows.add(RowError(where, n_rows + 1, "query", str(error)))
+                scored = scorer.unscored(len(group), "error", locale=query.locale)
+            file.write(output_lines(group, scored, classes))
+            file.flush()
+            n_rows += len(group)
+    if resuming:
+        part.cut(n_rows)
+    return n_rows
+
+
+def _publish(part: Part, out: Path) -> None:
+    if out.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = ("query_id", "item_id", "score", "tier", "label", "kept", "truncated", "policy_locale", "reason")
+        types: dict[str, pa.DataType] = {
+            "score": pa.float64(),
+            "tier": pa.int8(),
+            "kept": pa.bool_(),
+            "truncated": pa.bool_(),
+        }
+        schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+        staging = out.with_name(out.name + ".part.parquet")
+        with part.lines.open("rb") as file, pq.ParquetWriter(staging, schema, compression="zstd") as writer:
+            while rows := [json.loads(line) for line in islice(file, _PARQUET_ROWS)]:
+                for row in rows:
+                    row["item_id"] = str(row["item_id"])
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        os.replace(staging, out)
+        part.lines.unlink()
+    else:
+        os.replace(part.lines, out)
+    part.origin.unlink()
+
+
+def _key(pair: Pair) -> tuple[str, str | None]:
+    return pair.query.text, pair.query.locale
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="relevance score", description="Score a JSONL or Parquet file of pairs.")
+    parser.add_argument("file", type=Path, help="pairs: query, title and optional columns; .jsonl or .parquet")
+    parser.add_argument("--bundle", type=Path, help="bundle directory (default: the embedded one)")
+    parser.add_argument("--policy", type=Path, help="policy.toml to use instead of the bundle's own")
+    parser.add_argument("--out", type=Path, help="output, .jsonl or .parquet (default: FILE.out.jsonl)")
+    parser.add_argument("--batch", type=int, default=4096, help="most rows of one query scored together")
+    parser.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail", help="what a bad row does")
+    parser.add_argument("--precision", help="auto, fp32, fp16, int8w or int8 (default auto)")
+    parser.add_argument("--threads", type=int, help="intra-op threads (default: the CPU quota)")
+    arguments = parser.parse_args(argv)
+    if arguments.batch < 1:
+        raise InputError(f"--batch: expected at least 1, found {arguments.batch}")
+    return arguments

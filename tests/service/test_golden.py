@@ -1,0 +1,84 @@
+"""The golden replay: what a wrong graph, tokenizer or template does to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from relevance.errors import ParityError
+from relevance.tokenization import PairBatch, PairTokenizer
+from service.golden import replay
+from service.lifecycle import Engine
+
+
+class _ZeroedSegments:
+    """A session that loses the token types on their way to the graph."""
+
+    def __init__(self, session) -> None:
+        self.session = session
+
+    def run(self, batch):
+        """Run with token types 0."""
+        zeros = np.zeros_like(batch.token_type_ids_BL)
+        return self.session.run(PairBatch(batch.input_ids_BL, batch.attention_mask_BL, zeros))
+
+
+class _FirstRowOnly:
+    """A session that is right for the first row of a batch only, as some accelerated graphs were."""
+
+    def __init__(self, session) -> None:
+        self.session = session
+
+    def run(self, batch):
+        """Repeat the first row's logits."""
+        logits_BK = self.session.run(batch)
+        return np.repeat(logits_BK[:1], len(logits_BK), axis=0)
+
+
+def test_the_exported_graph_passes(engine: Engine):
+    """Every golden pair agrees within the manifest's tolerance."""
+    shown = replay(engine.bundle, engine.session, engine.session.precision)
+
+    assert len(engine.bundle.golden) == shown.n_pairs
+    assert shown.max_abs_difference <= shown.tolerance
+
+
+def test_zeroed_segments_are_found(engine: Engine):
+    """Token types that do not reach the graph change logits by more than the tolerance."""
+    with pytest.raises(ParityError, match=r"golden pair \d+ alone: expected .* logits within"):
+        replay(engine.bundle, _ZeroedSegments(engine.session), engine.session.precision)
+
+
+def test_a_session_that_is_right_alone_but_wrong_in_a_batch_is_found(engine: Engine):
+    """The replay runs batches of more than one pair."""
+    with pytest.raises(ParityError, match="in a batch"):
+        replay(engine.bundle, _FirstRowOnly(engine.session), engine.session.precision)
+
+
+def test_nan_logits_are_found(engine: Engine):
+    """NaN is not within any tolerance."""
+
+    class Nan:
+        def run(self, batch):
+            return np.full((len(batch.input_ids_BL), engine.bundle.scheme.n_classes), np.nan, dtype=np.float32)
+
+    with pytest.raises(ParityError, match="difference of nan"):
+        replay(engine.bundle, Nan(), engine.session.precision)
+
+
+def test_a_wrong_tokenizer_is_found(engine: Engine):
+    """A tokenizer that keeps fewer item tokens gives other ids than the golden ones."""
+    right = engine.bundle.tokenizer
+    longest = max(len(pair.input_ids) for pair in engine.bundle.golden)
+    wrong = PairTokenizer.from_bytes(right.to_bytes(), max_query_tokens=longest - 5, max_pair_tokens=longest - 1)
+
+    with pytest.raises(ParityError, match="token ids exactly"):
+        replay(replace(engine.bundle, tokenizer=wrong), engine.session, engine.session.precision)
+
+
+def test_a_bundle_without_golden_pairs_is_not_served(engine: Engine):
+    """Fewer than two golden pairs prove nothing."""
+    with pytest.raises(ParityError, match="at least 2 golden pairs"):
+        replay(replace(engine.bundle, golden=()), engine.session, engine.session.precision)

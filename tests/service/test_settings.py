@@ -1,0 +1,72 @@
+"""Settings: where they come from and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from relevance.errors import SettingsError
+from service.session import check_runtime
+from service.settings import cpu_quota, default_threads, load_settings
+
+
+def test_the_quota_is_read_from_cgroup_v2(tmp_path):
+    """150000 of 100000 µs are 1.5 cores."""
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+
+    assert cpu_quota(tmp_path) == 1.5
+
+
+def test_the_quota_is_read_from_cgroup_v1(tmp_path):
+    """200000 of 100000 µs are 2 cores."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+
+    assert cpu_quota(tmp_path) == 2.0
+
+
+@pytest.mark.parametrize("content", ["max 100000\n", "nonsense\n", ""])
+def test_no_limit_or_an_unreadable_one_is_no_quota(tmp_path, content):
+    """`max` means unlimited; anything else unreadable is not taken for a number."""
+    (tmp_path / "cpu.max").write_text(content)
+
+    assert cpu_quota(tmp_path) is None
+
+
+def test_there_is_always_a_thread():
+    """The default is at least 1."""
+    assert default_threads() >= 1
+
+
+def test_options_win_over_the_environment(monkeypatch):
+    """--port 9 beats RELEVANCE_PORT; an option that is None does not count."""
+    monkeypatch.setenv("RELEVANCE_PORT", "8111")
+    monkeypatch.setenv("RELEVANCE_HOST", "127.0.0.2")
+
+    settings = load_settings(port=9, host=None)
+
+    assert (settings.port, settings.host) == (9, "127.0.0.2")
+
+
+def test_a_wrong_setting_is_refused_by_name(monkeypatch):
+    """The message names the setting and what was found."""
+    monkeypatch.setenv("RELEVANCE_MAX_ITEMS", "many")
+
+    with pytest.raises(SettingsError, match=r"max_items.*'many'"):
+        load_settings()
+
+
+def test_both_onnxruntime_builds_at_once_are_refused(monkeypatch):
+    """The message names both builds."""
+    monkeypatch.setattr("service.session.metadata.version", lambda name: "1.0")
+
+    with pytest.raises(SettingsError, match=r"onnxruntime 1\.0 and onnxruntime-gpu 1\.0"):
+        check_runtime("cpu")
+
+
+def test_a_provider_this_build_lacks_is_refused(monkeypatch):
+    """The message names the provider and what there is."""
+    monkeypatch.setattr("service.session.ort.get_available_providers", lambda: ["CPUExecutionProvider"])
+
+    with pytest.raises(SettingsError, match="CUDAExecutionProvider"):
+        check_runtime("cuda")
