@@ -144,7 +144,8 @@ class StudentRecipe(_Section):
         arXiv:2601.21611 eq. 9; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse`
         gives each pair of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is
         hidden from one pair in one epoch; random_negatives: pairs with another query's item added as least relevant,
-        per labelled pair, and their weight; seeds: one fine-tuning each, their weights averaged; bf16: autocast.
+        per labelled pair, and their weight; seeds: one fine-tuning each, their weights averaged;
+        round_weights: round the encoder to what int8w stores before anything is calibrated; bf16: autocast.
     """
 
     encoder: EncoderRecipe = EncoderRecipe()
@@ -161,6 +162,7 @@ class StudentRecipe(_Section):
     random_negatives: float = Field(default=0.0, ge=0, le=4)
     random_negative_weight: float = Field(default=0.2, ge=0)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    round_weights: bool = False
     bf16: bool = False
     checkpoint_steps: int = Field(default=200, ge=1)
 

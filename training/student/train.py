@@ -28,6 +28,7 @@ from training.student.encoder import load_encoder, load_tokenizer
 from training.student.fit import Fit, FitPlan, finished_once
 from training.student.model import WEIGHTS, Student, StudentConfig
 from training.student.predict import predict, selection_figure
+from training.student.rounding import snap_encoder
 
 log = logging.getLogger("relevance.training")
 WARM_UP = "warm_up"
@@ -112,6 +113,9 @@ class StudentTraining:
             self._fit(fits[-1], data, recipe.fit, seed, store=store, start=start)
         student = self._new_student()
         student.load_state_dict(average_weights([fit / WEIGHTS for fit in fits]))
+        averaged = self._dev_figure(self._dev_logits(student))
+        if recipe.round_weights:
+            snap_encoder(student.encoder)
         student.eval().to(self._accelerator.device)
         if not self._accelerator.is_main_process:
             return
@@ -121,7 +125,8 @@ class StudentTraining:
                 logits = predict(student, self._tokenizer, [p.pair for p in pairs])
                 path = self._folder / f"predictions.{split}.parquet"
                 write_predictions(path, predictions_of(pairs, logits, self._recipe.label_scheme))
-        self._run.note("student", dev_figure=round(self._dev_figure(self._dev_logits(student)), 5))
+        shipped = self._dev_figure(self._dev_logits(student))
+        self._run.note("student", dev_figure=round(shipped, 5), dev_figure_before_rounding=round(averaged, 5))
 
     def _fit(
         self,

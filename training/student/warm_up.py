@@ -15,6 +15,7 @@ NOT_YET = {
     "random_negatives",
     "random_negative_weight",
     "checkpoint_steps",
+    "round_weights",
 }
 """Keys of the student's recipe that only the fine-tuning reads: changing them keeps the warm-up."""
 
