@@ -211,7 +211,7 @@ class Exporter:
         if self.recipe.export.card is not None:
             return self.files["card"].read_text(encoding="utf-8")
         n_train = len(read_labelled_pairs(self.files["pairs.train"], self.scheme))
-        return render_card(manifest, self.report, n_train)
+        return render_card(manifest, self.report, n_train, about=self.recipe.export.about)
 
 
 def make_graphs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ def quality_figures(report: dict[str, Any] | None) -> dict[str, float]:
     return flat
 
 
-def render_card(manifest: Manifest, report: dict[str, Any] | None, n_train: int) -> str:
+def render_card(
+    manifest: Manifest, report: dict[str, Any] | None, n_train: int, *, about: Mapping[str, Sequence[str]]
+) -> str:
     """Write the card of a bundle for which nobody wrote one.
 
-    Args: n_train: labelled pairs it was trained on.
+    Args: n_train: labelled pairs it was trained on; about: further sections, heading → lines.
     """
     scheme = manifest.scheme
     lines = [
@@ -48,9 +51,11 @@ def render_card(manifest: Manifest, report: dict[str, Any] | None, n_train: int)
         f"- Precisions: {', '.join(manifest.graphs)}; at most {manifest.limits.max_pair_tokens} tokens a pair.",
         *(f"- Licence of {what}: {licence}." for what, licence in manifest.licences.items()),
         "",
+        *(line for heading, points in about.items() for line in (f"## {heading}", "", *_points(points), "")),
         "## Figures",
         "",
         *_figures(report),
+        *_comparison(report),
         "",
         "## Locales",
         "",
@@ -63,6 +68,10 @@ def render_card(manifest: Manifest, report: dict[str, Any] | None, n_train: int)
         "template names and nothing else: no images, no prices, no stock. Longer items are cut at the token limit.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _points(points: Sequence[str]) -> list[str]:
+    return [f"- {point}" for point in points]
 
 
 def _figures(report: dict[str, Any] | None) -> list[str]:
@@ -79,6 +88,24 @@ def _figures(report: dict[str, Any] | None) -> list[str]:
         rows = [view["figures"].get(name) for view in views.values()]
         if any(row is not None for row in rows):
             lines.append(f"| {name} | " + " | ".join(map(_cell, rows)) + " |")
+    return lines
+
+
+def _comparison(report: dict[str, Any] | None) -> list[str]:
+    baseline = None if report is None else report.get("baseline")
+    if report is None or baseline is None:
+        return []
+    lines = [
+        "",
+        f"Against the baseline ({baseline['name']}, trained on the same pairs), paired, {baseline['confidence']:.0%} "
+        "intervals by query bootstrap:",
+        "",
+        "| figure | rows | this model | baseline | difference |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in baseline["paired"].items():
+        difference = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+        lines.append(f"| {name} | {row['rows']} | {row['ours']:.3f} | {row['theirs']:.3f} | {difference} |")
     return lines
 
 

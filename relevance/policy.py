@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import re2
@@ -98,12 +98,14 @@ class BusinessRule(BaseModel):
 class Decision:
     """What a policy says of B pairs.
 
-    Args: tier_B: int64, 0–4; kept_B: bool; fired: (rule name, bool of shape (B,)) for each rule that fired somewhere;
+    Args: tier_B: int64, 0–4; kept_B: bool; label_B: index of the class with the largest weighted
+        probability; fired: (rule name, bool of shape (B,)) for each rule that fired somewhere;
         policy_locale: whose cut points were used; certified: False means that nothing was filtered.
     """
 
     tier_B: NDArray[np.int64]
     kept_B: NDArray[np.bool_]
+    label_B: NDArray[np.int64]
     fired: tuple[tuple[str, NDArray[np.bool_]], ...]
     policy_locale: str
     certified: bool
@@ -113,7 +115,8 @@ class TierPolicy(BaseModel):
     """Cut points per locale with a pooled fallback, aliases, business rules and the filter tier.
 
     Args: version: names this policy in responses; filter_tier: pairs below it are filtered; aliases: lower-case locale
-        tag → name in `locales`; pooled, locales: cut points; rules: applied in order.
+        tag → name in `locales`; label_weights: class code → weight of its probability when a label is chosen, 1 where
+        not named, so that rare classes are not always outvoted; pooled, locales: cut points; rules: applied in order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +127,7 @@ class TierPolicy(BaseModel):
     pooled: CutPoints
     locales: dict[str, CutPoints] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
+    label_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     rules: tuple[BusinessRule, ...] = ()
 
     @model_validator(mode="after")
@@ -146,12 +150,11 @@ class TierPolicy(BaseModel):
             policy = cls.model_validate(tomllib.loads(data.decode("utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
             raise PolicyError(f"policy.toml: {error}") from error
-        for rule in policy.rules:
-            unknown = sorted(set(rule.class_at_least) - set(scheme.classes))
+        named = {f"rule {rule.name!r}": rule.class_at_least for rule in policy.rules}
+        for where, classes in {"label_weights": policy.label_weights, **named}.items():
+            unknown = sorted(set(classes) - set(scheme.classes))
             if unknown:
-                raise PolicyError(
-                    f"policy.toml, rule {rule.name!r}: expected classes of {scheme.classes}, found {unknown}"
-                )
+                raise PolicyError(f"policy.toml, {where}: expected classes of {scheme.classes}, found {unknown}")
         return policy
 
     def resolve(self, locale: str | None) -> str:
@@ -205,7 +208,20 @@ class TierPolicy(BaseModel):
             kept_B = tier_B >= self.filter_tier
         else:
             kept_B = np.ones(len(tier_B), dtype=bool)
-        return Decision(tier_B, kept_B, tuple(fired), policy_locale, cuts.certified)
+        return Decision(
+            tier_B=tier_B,
+            kept_B=kept_B,
+            label_B=self.labels(probabilities_BK, scheme),
+            fired=tuple(fired),
+            policy_locale=policy_locale,
+            certified=cuts.certified,
+        )
+
+    def labels(self, probabilities_BK: NDArray[np.float64], scheme: LabelScheme) -> NDArray[np.int64]:
+        """Give the class index with the largest weighted probability of each pair; shape (B,)."""
+        weight_K = np.array([self.label_weights.get(code, 1.0) for code in scheme.classes])
+        label_B: NDArray[np.int64] = (probabilities_BK * weight_K).argmax(axis=1)
+        return label_B
 
 
 def fold_locale(locale: str) -> str:

@@ -68,9 +68,9 @@ class Logits:
 class Scored:
     """What the service knows of one request's pairs, in the order given.
 
-    Args: score_B: float64 in [0, 1], 0 where unscored; tier_B: 0–4; label_B: index of the most probable class; kept_B;
-        truncated_B; reason_B: 0 = scored, else see REASONS; policy_locale; certified: False means that this locale
-        filters nothing by itself; tokens, padded_tokens: read, and computed on; tokenize_s, infer_s, post_s: spent.
+    Args: score_B: float64 in [0, 1], 0 where unscored; tier_B: 0–4; label_B: index of the class named by the policy;
+        kept_B; truncated_B; reason_B: 0 = scored, else see REASONS; policy_locale; certified: False means that this
+        locale filters nothing by itself; tokens, padded_tokens: read, and computed on; tokenize_s, infer_s, post_s: spent.
     """
 
     score_B: NDArray[np.float64]
@@ -201,7 +201,7 @@ class Scorer:
         return Scored(
             score_B=np.where(finite_B, score_B, 0.0),
             tier_B=decision.tier_B,
-            label_B=probabilities_BK.argmax(axis=1),
+            label_B=decision.label_B,
             kept_B=np.where(finite_B, decision.kept_B, self._keep_unscored),
             truncated_B=prepared.truncated_B,
             reason_B=reason_B,

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from relevance.calibration import Calibrator, expected_gain, softmax
 from relevance.errors import InputError, RecipeError
 from relevance.labels import LabelScheme
+from relevance.metrics.classification import macro_f1
 from relevance.metrics.reliability import brier, classwise_ece, top_label_ece
 from relevance.policy import POOLED, CutPoints, TierPolicy, fold_locale
 from training import cut_points
@@ -34,6 +35,8 @@ CALIBRATION = "calibration.json"
 POLICY = "policy.toml"
 FIGURES = "calibrate.json"
 FOLDS = 5
+LABEL_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""0 names the most probable class, 1 the one that is most probable against its share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def calibrate(recipe: Recipe, predictions: Predictions, folder: Path) -> dict[st
     held_out_NK = _cross_validated(section, rows, scheme, recipe.seed)
     in_sample_NK = apply_calibrator(calibrator, rows.logits_NK, policy_locales(rows))
     policy, chosen = choose_policy(recipe, rows, held_out_NK)
+    n_classes = scheme.n_classes
     notes = {name: c.note for name, c in chosen.items()}
     (folder / CALIBRATION).write_text(calibrator.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / POLICY).write_bytes(render_policy(policy, notes))
@@ -118,6 +122,10 @@ def calibrate(recipe: Recipe, predictions: Predictions, folder: Path) -> dict[st
         "cross_validation": f"{FOLDS} folds by query; 'after' is measured on queries the fit did not see",
         "in_sample_edges": _edges_again(recipe, rows, in_sample_NK, policy),
         "policy": {name: asdict(c) | {"cuts": c.cuts.model_dump()} for name, c in chosen.items()},
+        "macro_f1": {
+            "most_probable": macro_f1(rows.label, held_out_NK.argmax(axis=1), n_classes),
+            "label_weights": macro_f1(rows.label, policy.labels(held_out_NK, scheme), n_classes),
+        },
         "calibration_version": calibrator.version,
         "policy_version": policy.version,
     }
@@ -180,14 +188,30 @@ def choose_policy(
     unknown = sorted(alias for alias, target in aliases.items() if target not in chosen)
     if unknown:
         log.warning("calibrate: no pairs of the locales that %s stand for; these aliases are left out", unknown)
+    label_weights = (
+        balanced_label_weights(rows, probabilities_NK, recipe.label_scheme) if section.balanced_labels else {}
+    )
     content = {
         "filter_tier": section.filter_tier,
+        "label_weights": label_weights,
         "pooled": chosen[POOLED].cuts.model_dump(),
         "locales": {name: c.cuts.model_dump() for name, c in chosen.items() if name != POOLED},
         "aliases": {alias: target for alias, target in aliases.items() if target in chosen},
         "rules": section.rules,
     }
     return _policy(hash_json(content)[:12], content, recipe.label_scheme), chosen
+
+
+def balanced_label_weights(rows: Predictions, probabilities_NK: Floats, scheme: LabelScheme) -> dict[str, float]:
+    """Choose label weights share^-a for the exponent a of `LABEL_EXPONENTS` with the best macro-F1, smallest on a tie.
+
+    One number is chosen, whatever K; the shares are mean probabilities.
+    """
+    share_K = np.maximum(probabilities_NK.mean(axis=0), 1e-3)
+    weights = [(share_K / share_K[scheme.exact]) ** -exponent for exponent in LABEL_EXPONENTS]
+    figures = [macro_f1(rows.label, (probabilities_NK * w).argmax(axis=1), scheme.n_classes) for w in weights]
+    best = weights[int(np.argmax(figures))]
+    return {code: round(float(weight), 4) for code, weight in zip(scheme.classes, best, strict=True)}
 
 
 def cal_rows_of(recipe: Recipe, rows: Predictions, probabilities_NK: Floats) -> CalRows:

@@ -144,6 +144,7 @@ def score_rows(
     probabilities_NK = raw_NK if calibrator is None else apply_calibrator(calibrator, predictions.logits_NK, locales)
     score = expected_gain(probabilities_NK, scheme)
     queries = np.array([recipe.template.query_text(q) for q in predictions.query.tolist()], dtype=np.str_)
+    predicted = raw_NK.argmax(axis=1) if calibrator is None else policy.labels(probabilities_NK, scheme)
     tier, kept = np.zeros(len(score), dtype=np.int64), np.ones(len(score), dtype=bool)
     names, inverse = np.unique(np.stack([queries, locales]), axis=1, return_inverse=True)
     for i, (query, locale) in enumerate(names.T.tolist()):
@@ -156,6 +157,7 @@ def score_rows(
         item_id=predictions.item_id,
         policy_locale=locales,
         label=predictions.label,
+        predicted=predicted,
         exact_only=predictions.exact_only,
         raw_NK=raw_NK,
         probabilities_NK=probabilities_NK,

@@ -33,14 +33,16 @@ class Scored:
     """What one scorer says of N labelled pairs.
 
     Args: raw_NK: softmax of the logits; probabilities_NK: calibrated (equal to raw without a calibrator);
-        score: expected gain; tier, kept: of the policy; kept_at_worst, kept_at_best: what business rules alone decide;
-        policy_locale: as the policy resolves it; ranked: the query's list is complete enough for ranking measures.
+        predicted: the class named, by the policy's label weights; score: expected gain; tier, kept: of the policy;
+        kept_at_worst, kept_at_best: what business rules alone decide; policy_locale: as the policy resolves it;
+        ranked: the query's list is complete enough for ranking measures.
     """
 
     query_id: Strings
     item_id: Strings
     policy_locale: Strings
     label: Ints
+    predicted: Ints
     exact_only: Bools
     raw_NK: Floats
     probabilities_NK: Floats
@@ -78,7 +80,7 @@ def complete_lists(query_id: Strings, source: Strings) -> Bools:
 
 def class_figures(scored: Scored, scheme: LabelScheme) -> dict[str, float]:
     """Give what the predicted classes and the order of pairs are worth."""
-    predicted_N, n_classes = scored.probabilities_NK.argmax(axis=1), scheme.n_classes
+    predicted_N, n_classes = scored.predicted, scheme.n_classes
     exact, irrelevant = scored.label == scheme.exact, scored.label == scheme.irrelevant
     f1_K = classification.per_class_f1(scored.label, predicted_N, n_classes)
     return {

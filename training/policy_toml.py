@@ -29,6 +29,8 @@ def render_policy(policy: TierPolicy, notes: Mapping[str, str] | None = None) ->
         f"version = {_value(policy.version)}",
         f"filter_tier = {policy.filter_tier}  # pairs of a lower tier are filtered",
     ]
+    if policy.label_weights:
+        lines.append(f"label_weights = {_value(policy.label_weights)}  # the label is the largest weighted probability")
     tables = {"pooled": policy.pooled, **{f"locales.{_value(name)}": cuts for name, cuts in policy.locales.items()}}
     for (table, cuts), name in zip(tables.items(), ("pooled", *policy.locales), strict=True):
         lines += ["", *([f"# {notes[name]}"] if name in notes else []), f"[{table}]", *_cut_lines(cuts)]

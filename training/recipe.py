@@ -172,7 +172,8 @@ class CalibrateRecipe(_Section):
 
     Args: method: calibrator kind; shrinkage: pairs at which a locale's own fit weighs as much as the pooled one;
         epsilon, confidence: the false-filter rule; min_exact_queries: fewer take the pooled cut;
-        exact_precision, upper_precision: of the cuts 3|4 and 2|3.
+        exact_precision, upper_precision: of the cuts 3|4 and 2|3; balanced_labels: choose label weights for macro-F1
+        instead of naming the most probable class, which under a common class hardly ever names a rare one.
     """
 
     method: Literal["temperature", "vector", "isotonic"] = "vector"
@@ -183,6 +184,7 @@ class CalibrateRecipe(_Section):
     exact_precision: float = Field(default=0.9, gt=0, le=1)
     upper_precision: float = Field(default=0.7, gt=0, le=1)
     filter_tier: int = Field(default=2, ge=0, le=4)
+    balanced_labels: bool = True
     aliases: dict[str, str] = Field(default_factory=dict)
     rules: tuple[dict[str, Any], ...] = ()
 
@@ -200,7 +202,8 @@ class ExportRecipe(_Section):
     """Stage `export`.
 
     Args: precisions: graphs to make and gate; ship: graphs to put into the bundle, of those that pass;
-        latent_outputs: also give `latent` and `token_weights`; card: path of the CARD.md text, None for a made one.
+        latent_outputs: also give `latent` and `token_weights`; card: path of the CARD.md text, None for a made one;
+        about: sections of the made card, heading → lines (sources, weaknesses).
     """
 
     model_id: str = "relevance-tiers"
@@ -210,6 +213,7 @@ class ExportRecipe(_Section):
     gate_pairs: int = Field(default=1000, ge=50)
     golden: str | None = None
     card: str | None = None
+    about: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     licences: dict[str, str] = Field(default_factory=dict)
     locales: dict[str, Literal["supported", "weak", "unsupported"]] = Field(default_factory=dict)
 

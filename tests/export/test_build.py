@@ -188,7 +188,7 @@ def test_golden_pairs_with_an_unknown_field_are_an_error(tmp_path: Path):
 
 def test_the_made_card_shows_figures_with_intervals(tiny_bundle: Path):
     """One column a view; a figure without interval stands alone, one that a view lacks is a dash."""
-    card = render_card(open_bundle(tiny_bundle).manifest, REPORT, 180)
+    card = render_card(open_bundle(tiny_bundle).manifest, REPORT, 180, about={})
 
     assert "| figure | all locales (90 pairs) | us (30 pairs) |" in card
     assert "| accuracy | 0.500 (0.400–0.600) | 0.550 (0.300–0.800) |" in card

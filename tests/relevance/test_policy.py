@@ -162,3 +162,20 @@ def test_a_policy_file_that_contradicts_itself_is_refused(text, message):
     """Broken TOML, unknown keys, versions, aliases and classes each have a message."""
     with pytest.raises(PolicyError, match=message):
         TierPolicy.from_toml(text, ESCI)
+
+
+def test_label_weights_decide_the_label_and_nothing_else():
+    """P = (0.5, 0.3, 0.1, 0.1): Exact by itself; with C weighed tenfold, Complement; score and tier stay."""
+    probabilities = [[0.5, 0.3, 0.1, 0.1]]
+    plain = tiers(policy(), [0.5], probabilities)
+    weighted = tiers(policy(label_weights={"C": 10.0}), [0.5], probabilities)
+
+    assert (plain.label_B.tolist(), weighted.label_B.tolist()) == ([0], [2])
+    assert plain.tier_B.tolist() == weighted.tier_B.tolist()
+
+
+def test_label_weights_of_unknown_classes_are_refused():
+    """The scheme has no class X."""
+    text = b'version = "v"\nlabel_weights = { X = 2.0 }\n[pooled]\nvalues = [0, 0, 0, 0]\ncertified = true\n'
+    with pytest.raises(PolicyError, match="label_weights"):
+        TierPolicy.from_toml(text, ESCI)
