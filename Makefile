@@ -22,7 +22,8 @@ check: $(VENV)/all.stamp  ## formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(VENV)/all.stamp  ## throughput ratios, results under benchmarks/results
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+	$(BIN)/python -m benchmarks.extractor
 
 pipeline: $(VENV)/all.stamp  ## pairs to a verified bundle: make pipeline RECIPE=tiny OUT=runs/tiny
 	$(BIN)/relevance pipeline --recipe $(RECIPE) --out $(OUT) $(ARGS)

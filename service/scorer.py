@@ -70,7 +70,8 @@ class Scored:
 
     Args: score_B: float64 in [0, 1], 0 where unscored; tier_B: 0–4; label_B: index of the class named by the policy;
         kept_B; truncated_B; reason_B: 0 = scored, else see REASONS; policy_locale; certified: False means that this
-        locale filters nothing by itself; tokens, padded_tokens: read, and computed on; tokenize_s, infer_s, post_s: spent.
+        locale filters nothing by itself; tokens, padded_tokens: read, and computed on; tokenize_s, infer_s, post_s:
+        spent.
     """
 
     score_B: NDArray[np.float64]

@@ -136,24 +136,6 @@ def fit_head(student, tokenizer, pairs: list[LabelledPair]) -> None:
         student.head.bias.copy_(target_NK.mean(dim=0) - weight_KH @ mean_H)
 
 
-def round_to_int8(student) -> None:
-    """Put the encoder's weights on the grid that int8w stores, so that its bundle loses nothing; in place.
-
-    What each input of a layer is multiplied with gets the root mean square 1/8, the middle of a step of `row_factors`.
-    """
-    import torch
-
-    from training.student.rounding import quantize_channels
-
-    with torch.no_grad():
-        for name, parameter in student.encoder.named_parameters():
-            if parameter.ndim == 2:
-                if "embeddings" not in name:
-                    parameter /= 8 * parameter.square().mean(dim=0).sqrt()
-                stored, scale = quantize_channels(parameter.numpy(), 0)
-                parameter.copy_(torch.from_numpy(stored * scale[:, None]))
-
-
 TINY_POLICY = """\
 schema_version = 1
 version = "tiny-policy"
@@ -230,6 +212,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: list[Labelled
     from relevance.pairs import write_labelled_pairs
     from training.predictions import predictions_of, write_predictions
     from training.student.predict import predict
+    from training.student.rounding import snap_encoder
 
     path = tmp_path_factory.mktemp("tiny") / "run"
     for stage in ("data", "student", "calibrate"):
@@ -237,7 +220,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_pairs: list[Labelled
         (path / stage / "DONE.json").write_text(json.dumps({"inputs": "", "seconds": 0, "commit": ""}))
     (path / "recipe.toml").write_text(TINY_RECIPE, encoding="utf-8")
     student, tokenizer = build_student()
-    round_to_int8(student)
+    snap_encoder(student.encoder)
     fit_head(student, tokenizer, tiny_pairs)
     student.save(path / "student", tokenizer)
     for split in dict.fromkeys(SPLIT_OF_QUERY):

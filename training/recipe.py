@@ -138,19 +138,21 @@ class StudentRecipe(_Section):
     """Stage `student`.
 
     Args: fit: the fine-tuning on labelled pairs; warm_up: before it, on annotated pairs without labels (stage
-        `annotate`), None for no warm-up; pooling: what stands beside the latent in the head: raw [CLS], [CLS] and the
-        masked mean, or `segments` (see `training.student.model.Student`); head_width: hidden units of the head, None
-        for a linear one; feature_weight: of the training-only regression on annotated features; guidance_weight: λ of
-        arXiv:2601.21611 eq. 9; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse`
-        gives each pair of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is
-        hidden from one pair in one epoch; random_negatives: pairs with another query's item added as least relevant,
-        per labelled pair, and their weight; seeds: one fine-tuning each, their weights averaged;
-        round_weights: round the encoder to what int8w stores before anything is calibrated; bf16: autocast.
+        `annotate`), None for no warm-up; warm_up_template: what the warm-up reads, None for the recipe's template;
+        pooling: what stands beside the latent in the head: raw [CLS], [CLS] and the masked mean, or `segments` (see
+        `training.student.model.Student`); head_width: hidden units of the head, None for a linear one;
+        feature_weight: of the training-only regression on annotated features; guidance_weight: λ of arXiv:2601.21611
+        eq. 9; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each pair of a
+        query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from one pair
+        in one epoch; random_negatives: pairs with another query's item added as least relevant, per labelled pair, and
+        their weight; seeds: one fine-tuning each, their weights averaged; round_weights: round the encoder to what
+        int8w stores before anything is calibrated; bf16: autocast.
     """
 
     encoder: EncoderRecipe = EncoderRecipe()
     extractor: ExtractorRecipe = ExtractorRecipe()
     warm_up: FitRecipe | None = None
+    warm_up_template: TextTemplate | None = None
     fit: FitRecipe = FitRecipe()
     pooling: Literal["cls", "cls_mean", "segments"] = "cls"
     head_width: int | None = Field(default=None, ge=1)

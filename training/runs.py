@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import time
@@ -55,13 +56,19 @@ class Run:
 
         Args: inputs: all that decides the result (recipe sections, file hashes), as plain JSON data; resumable: keep
             what a killed run left when its inputs were the same, otherwise the folder is emptied first.
+        Of several processes (torchrun, accelerate launch) the first one prepares the folder and marks it; the stage
+        itself must make the others wait for that.
         """
         folder = self.path / name
         fingerprint = hash_json(inputs)
+        first = os.environ.get("RANK", "0") == "0"
         done = folder / DONE
         if done.is_file() and json.loads(done.read_text())["inputs"] == fingerprint:
             log.info("%s: nothing to do, finished with the same inputs", name)
             yield None
+            return
+        if not first:
+            yield folder
             return
         kept = folder / INPUTS
         same = resumable and kept.is_file() and json.loads(kept.read_text())["hash"] == fingerprint

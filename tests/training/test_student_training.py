@@ -1,6 +1,9 @@
 """The student stage end to end on a small model: it learns, resumes after a kill, averages seeds and raises alarms."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -140,3 +143,19 @@ def test_guidance_without_embeddings_names_the_missing_stages(data, tmp_path):
 def test_the_learning_rate_warms_up_and_decays_linearly(step, expected):
     """100 steps with a tenth of warm-up: 0.1 at the first, 1 at the tenth, a half mid-way down, 0 at the end."""
     assert rate_factor(step, 100, 0.1) == pytest.approx(expected)
+
+
+def test_two_processes_train_one_student(data, tmp_path):
+    """Under `accelerate launch` on two CPU processes one student, one ledger and all predictions come out."""
+    run = start(data, tmp_path / "parallel", "student.fit.epochs=1")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    options = ["--recipe", "tiny", "--out", str(run.path), "--set", "student.guidance_weight=0"]
+    command = [*launcher, "relevance.cli", "student", *options, "--set", "student.fit.epochs=1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    notes = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [note["epoch"] for note in notes if "epoch" in note] == [1]
+    assert len(read_predictions(run.path / "student" / "predictions.dev.parquet")) == 64

@@ -147,7 +147,7 @@ class Fit:
             if step % 20 == 0:
                 figures = {name: round(float(value), 6) for name, value in parts.items()}
                 bar.set_postfix(figures)
-                self._note(fit=self._folder.name, step=step, **figures)
+                self._record(step=step, **figures)
             if progress.batch % self._plan.checkpoint_steps == 0:
                 self._checkpoint(progress)
 
@@ -158,7 +158,7 @@ class Fit:
         probabilities = softmax(logits)
         spread = float(expected_gain(probabilities, self._student.config.label_scheme).std())
         figure = self._plan.figure(logits)
-        self._note(fit=self._folder.name, epoch=progress.epoch, figure=round(figure, 5), score_spread=round(spread, 6))
+        self._record(epoch=progress.epoch, figure=round(figure, 5), score_spread=round(spread, 6))
         log.info("%s: epoch %d, dev figure %.4f, score spread %.3f", self._folder.name, progress.epoch, figure, spread)
         if spread < COLLAPSED:
             raise CollapseError(
@@ -173,6 +173,10 @@ class Fit:
                 }
                 save_file(state, self._folder / "best.safetensors")
         self._accelerator.wait_for_everyone()
+
+    def _record(self, **figures: float) -> None:
+        if self._accelerator.is_main_process:
+            self._note(fit=self._folder.name, **figures)
 
     def _checkpoint(self, progress: Progress) -> None:
         new, kept = self._folder / "checkpoint.new", self._folder / "checkpoint"
@@ -190,8 +194,9 @@ class Fit:
     def _resume(self) -> Progress:
         kept = self._folder / "checkpoint"
         new = self._folder / "checkpoint.new"
-        if not kept.is_dir() and (new / "progress.json").is_file():
+        if self._accelerator.is_main_process and not kept.is_dir() and (new / "progress.json").is_file():
             os.replace(new, kept)
+        self._accelerator.wait_for_everyone()
         if not (kept / "progress.json").is_file():
             return Progress()
         self._accelerator.load_state(str(kept))

@@ -17,6 +17,7 @@ from relevance.errors import RunError
 from relevance.labels import LabelScheme
 from relevance.pairs import LabelledPair, Pair, read_labelled_pairs
 from relevance.tokenization import PairTokenizer
+from training.cot_store import MATRIX as COT_MATRIX
 from training.cot_store import CotStore
 from training.predictions import predictions_of, write_predictions
 from training.recipe import FitRecipe, Recipe, StudentRecipe
@@ -32,20 +33,18 @@ from training.student.rounding import snap_encoder
 
 log = logging.getLogger("relevance.training")
 WARM_UP = "warm_up"
+OPTIONAL_INPUTS = (f"embed/{COT_MATRIX}", f"annotate/{SOFT_LABELS}", f"{WARM_UP}/{WEIGHTS}")
 
 
 def main(argv: list[str]) -> int:
     """Train the recipe's student; see `training.recipe.StudentRecipe`."""
     run = stage_arguments(argv, "student", __doc__)
     data = run.require("data")
-    warm = run.path / WARM_UP / WEIGHTS
     inputs = {
         "student": run.recipe.student.model_dump(mode="json"),
         **shared_inputs(run),
         "files": {p.name: hash_file(p) for p in sorted(data.glob("pairs.*.parquet"))},
-        "embed": run.finished("embed"),
-        "annotate": run.finished("annotate"),
-        "warm_up": hash_file(warm) if run.finished(WARM_UP) else None,
+        "read": {name: hash_file(run.path / name) for name in OPTIONAL_INPUTS if run.finished(Path(name).parts[0])},
     }
     with run.stage("student", inputs, resumable=True) as folder:
         if folder is not None:
@@ -70,6 +69,7 @@ class StudentTraining:
     def __init__(self, run: Run, folder: Path) -> None:
         self._run, self._folder, self._recipe = run, folder, run.recipe
         self._accelerator = Accelerator(mixed_precision="bf16" if run.recipe.student.bf16 else "no")
+        self._accelerator.wait_for_everyone()
         scheme = run.recipe.label_scheme
         data = run.require("data")
         self._pairs = {
@@ -84,6 +84,7 @@ class StudentTraining:
         )
         self._cot_store = CotStore.load(run.path / "embed") if run.finished("embed") else None
         self._tokenizer = make_tokenizer(run.recipe)
+        self._template = run.recipe.template
 
     def warm_up(self) -> None:
         """Train on annotated pairs without labels; save the weights that every fine-tuning starts from.
@@ -95,6 +96,7 @@ class StudentTraining:
             raise RunError("expected student.warm_up in the recipe and soft labels; run `relevance annotate` first")
         labelled = {p.pair.pair_id for p in self._pairs["train"]}
         data = soft_training_set(self._soft, labelled)
+        self._template = self._recipe.student.warm_up_template or self._template
         self._fit(self._folder, data, recipe, self._recipe.seed, store=None, start=None)
 
     def fine_tune(self) -> None:
@@ -149,12 +151,12 @@ class StudentTraining:
             tokenizer = self._tokenizer
             if recipe.max_pair_tokens is not None:
                 tokenizer = make_tokenizer(self._recipe, recipe.max_pair_tokens)
-            fits = readable(data.pairs, self._recipe.template, tokenizer)
+            fits = readable(data.pairs, self._template, tokenizer)
             if not fits.all():
                 log.warning("%s: left out %d pairs with a query over the limit", folder.name, int((~fits).sum()))
             batches = Batches(
                 data.rows(fits),
-                self._recipe.template,
+                self._template,
                 tokenizer,
                 batch_size=recipe.batch_size,
                 field_dropout=student_recipe.field_dropout,
