@@ -118,7 +118,7 @@ class Fit:
             desc=self._folder.name,
             disable=not self._accelerator.is_main_process,
         ) as bar:
-            while progress.epoch < recipe.epochs and progress.epoch - max(progress.best_epoch, 0) <= recipe.patience:
+            while progress.epoch < recipe.epochs and not self._out_of_patience(progress):
                 self._train_epoch(progress, total, bar)
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 self._end_epoch(progress)
@@ -127,6 +127,10 @@ class Fit:
         if best.is_file():
             self._student.load_state_dict(load_file(best))
         return progress.best if self._plan.evaluate else math.nan
+
+    def _out_of_patience(self, progress: Progress) -> bool:
+        waited = progress.epoch - max(progress.best_epoch, 0)
+        return self._plan.evaluate is not None and waited > self._plan.recipe.patience
 
     def _train_epoch(self, progress: Progress, total: int, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
         self._module.train()
