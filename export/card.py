@@ -104,8 +104,9 @@ def _comparison(report: dict[str, Any] | None) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, row in baseline["paired"].items():
-        difference = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-        lines.append(f"| {name} | {row['rows']} | {row['ours']:.3f} | {row['theirs']:.3f} | {difference} |")
+        if None not in row.values():
+            difference = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            lines.append(f"| {name} | {row['rows']} | {row['ours']:.3f} | {row['theirs']:.3f} | {difference} |")
     return lines
 
 

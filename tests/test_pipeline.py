@@ -29,6 +29,7 @@ def finished(tiny_pairs, tmp_path_factory):
     overrides = (
         "data.source=pairs",
         f"data.path={folder / 'pairs.jsonl'}",
+        "data.cal_fraction=0.3",
         "evaluate.draws=50",
         "calibrate.min_exact_queries=5",
         "export.precisions=['fp32']",

@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from relevance.errors import RecipeError
 from relevance.labels import LabelScheme, load_scheme
 from relevance.text import TextTemplate
+from relevance.tokenization import N_SPECIAL
 
 RECIPES = Path(__file__).parent / "recipes"
 Split = Literal["train", "dev", "cal", "test"]
@@ -238,6 +239,15 @@ class Recipe(_Section):
     calibrate: CalibrateRecipe = CalibrateRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     export: ExportRecipe = ExportRecipe()
+
+    @model_validator(mode="after")
+    def _room_for_items(self) -> Recipe:
+        if self.max_query_tokens + N_SPECIAL >= self.max_pair_tokens:
+            raise ValueError(
+                f"expected max_query_tokens < max_pair_tokens - {N_SPECIAL}, found {self.max_query_tokens} and "
+                f"{self.max_pair_tokens}"
+            )
+        return self
 
     @property
     def label_scheme(self) -> LabelScheme:

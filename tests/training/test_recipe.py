@@ -44,3 +44,9 @@ def test_a_wrong_type_names_key_and_value():
     """`epochs` must be a number."""
     with pytest.raises(RecipeError, match=r"student\.fit\.epochs.*'many'"):
         load_recipe("tiny", ["student.fit.epochs=many"])
+
+
+def test_token_limits_that_leave_no_room_for_an_item_are_refused():
+    """A query of 64 tokens fills a pair of 64."""
+    with pytest.raises(RecipeError, match="max_query_tokens < max_pair_tokens"):
+        load_recipe("tiny", ["max_query_tokens=64"])

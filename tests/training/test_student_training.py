@@ -52,7 +52,9 @@ def start(data, path, *overrides):
     """Give a run over its own directory with the shared data stage linked in."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "data").symlink_to(data)
-    recipe = load_recipe("tiny", ["student.guidance_weight=0", "student.fit.epochs=3", *overrides])
+    recipe = load_recipe(
+        "tiny", ["student.guidance_weight=0", "student.fit.epochs=12", "student.fit.patience=12", *overrides]
+    )
     return Run(recipe, path)
 
 
@@ -71,12 +73,12 @@ def trained(data, tmp_path_factory):
 
 
 def test_the_student_learns_and_writes_predictions_of_every_held_out_split(trained):
-    """The task loss falls below that of a uniform guess, ln 4, and each split's predictions are complete."""
+    """The task loss falls from about ln 4, a uniform guess, below 1.2; each split's predictions are complete."""
     run, folder = trained
     notes = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
     losses = [note["task"] for note in notes if "task" in note]
 
-    assert losses[-1] < 1.386 < losses[0] + 0.2
+    assert losses[-1] < 1.2 < losses[0]
     assert {s: len(read_predictions(folder / f"predictions.{s}.parquet")) for s in ("dev", "cal", "test")} == {
         "dev": 64,
         "cal": 32,

@@ -86,8 +86,7 @@ class Batches:
     """All batches of one epoch, in an order that depends on the seed and the epoch alone.
 
     Args: training_set, template, tokenizer: what to read and how; batch_size: pairs a batch; field_dropout: chance
-        that an optional item field is hidden from a pair in this epoch; cot_store: None for no guidance;
-        by_query: let pairs of one query meet in a batch, for a loss that compares them.
+        that an optional item field is hidden from a pair in this epoch; cot_store: None for no guidance.
     """
 
     def __init__(
@@ -99,9 +98,7 @@ class Batches:
         batch_size: int,
         field_dropout: float = 0.0,
         cot_store: CotStore | None = None,
-        by_query: bool = False,
     ) -> None:
-        self._by_query = by_query
         numbers = {query: number for number, query in enumerate(dict.fromkeys(p.query.id for p in training_set.pairs))}
         self._query_N = np.array([numbers[pair.query.id] for pair in training_set.pairs], dtype=np.int64)
         self._set = training_set
@@ -115,13 +112,16 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self._set) // self._batch_size)
 
-    def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Give the batches of an epoch, without the first `skip`."""
+    def epoch(self, seed: int, epoch: int, *, skip: int = 0, by_query: bool = False) -> Iterator[Batch]:
+        """Give the batches of an epoch, without the first `skip`.
+
+        Args: by_query: let pairs of one query meet in a batch, for a loss that compares them.
+        """
         rng = np.random.default_rng([seed, epoch])
         items = [drop_fields(pair.item, self._field_dropout, rng) for pair in self._set.pairs]
         item_ids = self._tokenizer.encode_items([self._template.item_text(item) for item in items])
         length_N = np.array([len(q) + len(i) for q, i in zip(self._queries, item_ids, strict=True)])
-        groups = self._query_N if self._by_query else None
+        groups = self._query_N if by_query else None
         for chosen in bucketed(length_N, self._batch_size, rng, groups)[skip:]:
             yield self._collate(chosen, item_ids)
 

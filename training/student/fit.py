@@ -37,6 +37,7 @@ from training.student.losses import (
 from training.student.model import Student, StudentOutput
 
 log = logging.getLogger("relevance.training")
+NOTE_STEPS = 20
 COLLAPSED = 1e-4
 """A standard deviation of the score below this on dev means that the student gives every pair the same answer."""
 
@@ -135,7 +136,12 @@ class Fit:
     def _train_epoch(self, progress: Progress, total: int, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
         self._module.train()
         index, processes = self._accelerator.process_index, self._accelerator.num_processes
-        batches = self._batches.epoch(self._plan.seed, progress.epoch, skip=progress.batch * processes)
+        batches = self._batches.epoch(
+            self._plan.seed,
+            progress.epoch,
+            skip=progress.batch * processes,
+            by_query=self._plan.recipe.rank_weight > 0,
+        )
         for batch in _share(batches, index, processes):
             step = progress.epoch * self._steps_per_epoch + progress.batch
             for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
@@ -148,7 +154,7 @@ class Fit:
             self._optimizer.zero_grad()
             progress.batch += 1
             bar.update(1)
-            if step % 20 == 0:
+            if step % NOTE_STEPS == 0 or step == total - 1:
                 figures = {name: round(float(value), 6) for name, value in parts.items()}
                 bar.set_postfix(figures)
                 self._record(step=step, **figures)

@@ -161,7 +161,6 @@ class StudentTraining:
                 batch_size=recipe.batch_size,
                 field_dropout=student_recipe.field_dropout,
                 cot_store=store,
-                by_query=recipe.rank_weight > 0,
             )
             plan = FitPlan(
                 recipe=recipe,
