@@ -173,7 +173,6 @@ def always_most_relevant(label_N: Ints, scheme: LabelScheme) -> dict[str, float]
 
 def view(scored: Scored, scheme: LabelScheme, bootstrap: Bootstrap) -> dict[str, Any]:
     """Give everything the report says of one set of pairs, as plain data."""
-    predicted_N = scored.probabilities_NK.argmax(axis=1)
     tier_K = [np.bincount(scored.tier[scored.label == k], minlength=N_TIERS).tolist() for k in range(scheme.n_classes)]
     figures = figures_with_intervals(scored, scheme, bootstrap)
     return {
@@ -183,7 +182,7 @@ def view(scored: Scored, scheme: LabelScheme, bootstrap: Bootstrap) -> dict[str,
         "figures": {name: asdict(interval) for name, interval in figures.items()},
         "always_most_relevant": always_most_relevant(scored.label, scheme),
         "labels": np.bincount(scored.label, minlength=scheme.n_classes).tolist(),
-        "confusion": classification.confusion_matrix(scored.label, predicted_N, scheme.n_classes).tolist(),
+        "confusion": classification.confusion_matrix(scored.label, scored.predicted, scheme.n_classes).tolist(),
         "tiers_by_label": tier_K,
         "reliability": {
             "before": reliability_of(scored.raw_NK, scored.label),

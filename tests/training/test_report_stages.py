@@ -139,6 +139,7 @@ def test_the_figures_are_those_of_the_rows(run):
     predicted = policy.labels(apply_calibrator(calibrator, rows.logits_NK, rows.locale), ESCI)
     view, p = report_of(run)["views"]["without_exact_only"], np.mean(rows.label == 0)
     assert view["figures"]["accuracy"]["value"] == pytest.approx(np.mean(predicted == rows.label))
+    assert np.trace(view["confusion"]) == np.sum(predicted == rows.label)
     assert view["always_most_relevant"]["accuracy"] == pytest.approx(p)
     assert view["always_most_relevant"]["macro_f1"] == pytest.approx(2 * p / ((1 + p) * 4))
 
