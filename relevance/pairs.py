@@ -104,6 +104,7 @@ def parse_pair(row: Mapping[str, Any], number: int, where: str) -> Pair:
     """
 
     def text(column: str, *, required: bool = False) -> str | None:
+        """Give a column's text, None if it is missing and need not be there."""
         value = row.get(column)
         if value is None or (isinstance(value, float) and value != value):
             if required:

@@ -62,6 +62,7 @@ def _add_schemas(app: FastAPI) -> None:
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
+        """Give FastAPI's document with the hand-written bodies' schemas."""
         document = plain()
         known = document.setdefault("components", {}).setdefault("schemas", {})
         if "ScoreRequest" not in known:

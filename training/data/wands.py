@@ -34,6 +34,7 @@ def read_pairs(recipe: DataRecipe, scheme: LabelScheme, bad_rows: BadRows) -> li
     products = {row["product_id"]: row for _, row in _csv_rows(products_path, ("product_id", "product_name"))}
 
     def rows() -> Iterator[tuple[int, SourcedPair]]:
+        """Give each judgement joined with its query and product."""
         for number, row in _csv_rows(labels_path, ("query_id", "product_id", "label")):
             try:
                 query = _looked_up(queries, row, number, column="query_id", file=QUERIES)

@@ -87,6 +87,7 @@ class _Writer:
     comparison: Comparison
 
     def user(self, reading: str) -> list[str]:
+        """Give the clauses of the user-intent perspective: the wish, then how the offer meets it."""
         wants = [*self.query.colours, *(f"for {a}" for a in self.query.audiences)]
         wants += [f"{number} {unit}" for number, unit in sorted(self.query.measures)]
         wants += [f"without {term}" for term in self.query.negated]
@@ -101,6 +102,7 @@ class _Writer:
         ]
 
     def struct(self) -> list[str]:
+        """Give the clauses of the structured analysis: attribute by attribute."""
         clauses = [self._attribute(e, "product type") for e in self.comparison.of("type")]
         for dim in _ATTRIBUTE_DIMS:
             clauses += [self._attribute(e, dim) for e in self.comparison.of(dim)]
@@ -111,6 +113,7 @@ class _Writer:
         return clauses or [self._say("offer", title=self._title(), category=self._filed(", filed under "))]
 
     def rule(self) -> list[str]:
+        """Give the clauses of the business rules: which apply, and the facts they rest on."""
         clauses = [self._accessory()]
         for e in self.comparison.of("type"):
             kind = {"match": "kind_same", "mismatch": "kind_other", "missing": "kind_unknown"}[e.verdict]
