@@ -17,7 +17,6 @@ ROUTES = ("/score", "/info", "/livez", "/readyz", "/startupz", "/metrics", "/doc
 UNMATCHED = "unmatched"
 STAGES = ("queue", "tokenize", "infer", "post")
 SIZE_CLASSES = ("none", "s", "m", "l", "xl")
-OUTCOMES = ("ok", "partial", "refused", "shed", "expired", "unavailable", "failed")
 _PAIR_OUTCOMES = {"deadline": "expired", "overload": "shed", "nan": "nan", "error": "error"}
 _SECONDS = (
     *(0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08),

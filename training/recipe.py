@@ -16,7 +16,8 @@ from relevance.tokenization import N_SPECIAL
 RECIPES = Path(__file__).parent / "recipes"
 Split = Literal["train", "dev", "cal", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "cal", "test")
-PERSPECTIVES = ("user", "struct", "rule")
+Perspective = Literal["user", "struct", "rule"]
+PERSPECTIVES: tuple[Perspective, ...] = ("user", "struct", "rule")
 """User intent, structured analysis, business rule (arXiv:2601.21611, section 3.2)."""
 
 
@@ -54,7 +55,7 @@ class RationalesRecipe(_Section):
     """
 
     generator: Literal["programmatic"] = "programmatic"
-    perspectives: tuple[Literal["user", "struct", "rule"], ...] = ("user", "struct", "rule")
+    perspectives: tuple[Perspective, ...] = PERSPECTIVES
     query_readings: str | None = None
     splits: tuple[Split, ...] = ("train",)
 

@@ -133,6 +133,23 @@ def test_a_collapsed_student_raises_the_alarm(data, tmp_path, monkeypatch):
         train_student(run)
 
 
+def test_a_run_without_dev_pairs_trains_all_epochs(data, tmp_path):
+    """Nothing to select by: no early stop, no figure, and an empty predictions file."""
+    folder = tmp_path / "blind" / "data"
+    folder.mkdir(parents=True)
+    for path in data.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    write_labelled_pairs(folder / "pairs.dev.parquet", [])
+    recipe = load_recipe("tiny", ["student.guidance_weight=0", "student.fit.epochs=4", "student.fit.patience=1"])
+    run = Run(recipe, folder.parent)
+    student = train_student(run)
+    notes = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+
+    assert max(note["step"] for note in notes if "step" in note) == 4 * 5 - 1
+    assert not any("dev_figure" in note for note in notes)
+    assert len(read_predictions(student / "predictions.dev.parquet")) == 0
+
+
 def test_guidance_without_embeddings_names_the_missing_stages(data, tmp_path):
     """The reader learns what to run or to switch off."""
     run = start(data, tmp_path / "unguided", "student.guidance_weight=0.1")

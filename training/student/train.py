@@ -115,20 +115,19 @@ class StudentTraining:
             self._fit(fits[-1], data, recipe.fit, seed, store=store, start=start)
         student = self._new_student()
         student.load_state_dict(average_weights([fit / WEIGHTS for fit in fits]))
-        averaged = self._dev_figure(self._dev_logits(student))
-        if recipe.round_weights:
-            snap_encoder(student.encoder)
         student.eval().to(self._accelerator.device)
         if not self._accelerator.is_main_process:
             return
+        if recipe.round_weights:
+            self._note_dev_figure(student, "dev_figure_before_rounding")
+            snap_encoder(student.encoder)
+        self._note_dev_figure(student, "dev_figure")
         student.save(self._folder, self._tokenizer)
         for split, pairs in self._pairs.items():
             if split != "train":
                 logits = predict(student, self._tokenizer, [p.pair for p in pairs])
                 path = self._folder / f"predictions.{split}.parquet"
                 write_predictions(path, predictions_of(pairs, logits, self._recipe.label_scheme))
-        shipped = self._dev_figure(self._dev_logits(student))
-        self._run.note("student", dev_figure=round(shipped, 5), dev_figure_before_rounding=round(averaged, 5))
 
     def _fit(
         self,
@@ -214,6 +213,10 @@ class StudentTraining:
             max_pair_tokens=recipe.max_pair_tokens,
         )
         return Student(config, encoder)
+
+    def _note_dev_figure(self, student: Student, name: str) -> None:
+        if self._dev:
+            self._run.note("student", **{name: round(self._dev_figure(self._dev_logits(student)), 5)})
 
     def _dev_logits(self, student: Student) -> NDArray[np.float64]:
         return predict(student, self._tokenizer, [p.pair for p in self._dev])
