@@ -22,7 +22,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("training.report", "training", "report.json to one self-contained report.html"),
     "export": ("export.build", "export", "student to ONNX graphs, gates, and a verified bundle"),
     "verify": ("service.verify", "service", "check a bundle's files and replay its golden pairs"),
+    "bundle": ("service.bundle_store", "service", "deliver bundles by digest into a folder, switch, roll back"),
     "serve": ("service.__main__", "service", "run the service"),
+    "drain": ("service.drain", "service", "pre-stop hook: readiness off, then wait for load balancers"),
     "score": ("service.score_file", "service", "score a JSONL or Parquet file of pairs offline"),
 }
 
