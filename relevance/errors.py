@@ -11,6 +11,8 @@ RelevanceError
 │   └── RequestError      a request to the service
 │       ├── MalformedBodyError    not JSON in UTF-8
 │       ├── MediaTypeError        a body of another content type or encoding
+│       ├── UnauthorisedError     no valid API key
+│       ├── BodyTimeoutError      a body that did not arrive in time
 │       ├── EmptyRequestError     no items
 │       ├── TooLargeError         more bytes or items than the limit
 │       ├── SchemaError           JSON that breaks the schema, with pointers
@@ -23,6 +25,8 @@ RelevanceError
 │   ├── NotReadyError         starting, draining or failed
 │   ├── OverloadError         shed by admission; says when to come back
 │   ├── DeadlineError         not one item was scored in time
+│   ├── ClientGoneError       the client closed the connection before its answer
+│   ├── ReloadError           a reload or rollback that was refused; what ran before still runs
 │   └── EngineError           the session raised
 ├── RunError              a run directory that cannot be used or resumed
 └── CollapseError         training produced a model that gives every pair the same answer
@@ -86,6 +90,14 @@ class MediaTypeError(RequestError):
     """A body of another content type or content encoding than the service reads."""
 
 
+class UnauthorisedError(RequestError):
+    """A request without a valid API key, where keys are configured."""
+
+
+class BodyTimeoutError(RequestError):
+    """A body that did not arrive within the time limit."""
+
+
 class EmptyRequestError(RequestError):
     """A request without items."""
 
@@ -138,16 +150,24 @@ class NotReadyError(ServiceError):
 class OverloadError(ServiceError):
     """A request shed by admission.
 
-    Args: retry_after_s: estimated wait until there is room.
+    Args: wait_s: estimated wait until there is room.
     """
 
-    def __init__(self, message: str, retry_after_s: int) -> None:
+    def __init__(self, message: str, wait_s: float) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.wait_s = wait_s
 
 
 class DeadlineError(ServiceError):
     """The deadline passed before a single item was scored."""
+
+
+class ClientGoneError(ServiceError):
+    """The client closed the connection before its answer; nobody is left to read a response."""
+
+
+class ReloadError(ServiceError):
+    """A reload or rollback that was refused; what was served before is served still."""
 
 
 class EngineError(ServiceError):
