@@ -8,32 +8,38 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
+from typing import Literal
 
 import uvicorn
+from fastapi import FastAPI
 
-from relevance.errors import RelevanceError
+from relevance.errors import RelevanceError, ServiceError
 from service.app import create_app
-from service.lifecycle import Service
+from service.http_protocol import TimedProtocol
+from service.lifecycle import EXIT_ENGINE_LOST, EXIT_NOT_STARTED, Service
 from service.logs import configure_logging
-from service.settings import Settings, load_settings
+from service.settings import Settings, default_threads, load_settings
 
 log = logging.getLogger("relevance.service")
-EXIT_NOT_STARTED = 2
+_LAST_WORDS_S = 2.0
 
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server whose SIGTERM first turns readiness off, then finishes what is in flight and exits 0.
 
-    SIGINT skips the drain window; a second signal of either kind ends the wait for requests in flight.
+    SIGINT skips the drain window; a second signal of either kind ends the wait for requests in flight. SIGHUP reads
+    bundle and policy again.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, *, drain_s: float) -> None:
         super().__init__(config)
         self._service = service
         self._drain_s = drain_s
+        self._reloads: set[asyncio.Task[None]] = set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,10 +47,11 @@ class DrainingServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_signal, self._drain_s)
         loop.add_signal_handler(signal.SIGINT, self._on_signal, 0.0)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self, drain_s: float) -> None:
@@ -55,42 +62,109 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
         else:
             self._service.drain()
-            asyncio.get_running_loop().call_later(drain_s, self._exit)
+            asyncio.get_running_loop().call_later(drain_s, self.exit_soon)
 
-    def _exit(self) -> None:
+    def _on_hangup(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        try:
+            await self._service.reload()
+        except ServiceError as error:
+            log.error("SIGHUP: %s", error)
+
+    def exit_soon(self) -> None:
+        """Leave the main loop at its next turn."""
         self.should_exit = True
+
+
+class AdminServer(uvicorn.Server):
+    """The same app on a port of its own; signals and lifespan are the first server's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+class _End:
+    """How the process is to end, told by any thread.
+
+    Args: flush: writes the log lines that wait.
+    """
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self.status, self.reason = 0, ""
+        self._flush = flush
+        self.server: DrainingServer | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def __call__(self, status: int, reason: str) -> None:
+        """Take a status and ask the server to stop; a lost engine may not let it, so the process is ended then."""
+        self.status, self.reason = status, reason
+        if status == EXIT_ENGINE_LOST:
+            timer = Timer(_LAST_WORDS_S, self.now)
+            timer.daemon = True
+            timer.start()
+        if self.loop is not None and self.server is not None:
+            self.loop.call_soon_threadsafe(self.server.exit_soon)
+
+    def now(self) -> None:
+        """End the process without waiting for its threads."""
+        self._flush()
+        os._exit(self.status)
 
 
 def main(argv: list[str]) -> int:
     """Serve until a signal.
 
-    Returns: 0 after a drained stop, 2 when the bundle or a setting is refused.
+    Returns: 0 after a drained stop, 2 when the bundle or a setting is refused; a lost engine ends the process with 70.
     """
     settings = _arguments(argv)
-    configure_logging()
-    os.environ.setdefault("RAYON_NUM_THREADS", str(settings.threads))
-    failures: list[RelevanceError] = []
+    end = _End(configure_logging())
+    os.environ.setdefault("RAYON_NUM_THREADS", str(default_threads()))
+    app = create_app(settings, on_end=end)
+    server = DrainingServer(_config(settings, app, settings.port), app.state.service, drain_s=settings.drain_s)
+    admin = None
+    if settings.admin_port is not None:
+        admin = AdminServer(_config(settings, app, settings.admin_port, lifespan="off"))
+    end.server = server
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_serve(server, admin, end))
+    if end.status == EXIT_ENGINE_LOST:
+        end.now()
+    if end.status:
+        sys.stderr.write(f"relevance serve: {end.reason}\n")
+    return end.status
 
-    def on_failure(error: RelevanceError) -> None:
-        failures.append(error)
-        server.should_exit = True
 
-    app = create_app(settings, on_failure=on_failure)
-    config = uvicorn.Config(
+async def _serve(server: DrainingServer, admin: AdminServer | None, end: _End) -> None:
+    end.loop = asyncio.get_running_loop()
+    if admin is None:
+        await server.serve()
+        return
+    beside = asyncio.create_task(admin.serve())
+    try:
+        await server.serve()
+    finally:
+        admin.should_exit = True
+        await beside
+
+
+def _config(settings: Settings, app: FastAPI, port: int, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=settings.host,
-        port=settings.port,
+        port=port,
+        lifespan=lifespan,
+        http=TimedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_s,
     )
-    server = DrainingServer(config, app.state.service, drain_s=settings.drain_s)
-    server.run()
-    if failures:
-        sys.stderr.write(f"relevance serve: {failures[0]}\n")
-        return EXIT_NOT_STARTED
-    return 0
 
 
 def _arguments(argv: list[str]) -> Settings:
@@ -104,7 +178,8 @@ def _arguments(argv: list[str]) -> Settings:
     parser.add_argument("--policy", type=Path, help="policy.toml to use instead of the bundle's own")
     parser.add_argument("--precision", help="auto, fp32, fp16, int8w or int8 (default auto)")
     parser.add_argument("--provider", help="cpu or cuda (default cpu)")
-    parser.add_argument("--threads", type=int, help="intra-op threads (default: the CPU quota)")
+    parser.add_argument("--threads", type=int, help="intra-op threads of an engine (default: the CPU quota shared)")
+    parser.add_argument("--engines", type=int, help="engine threads (default 1)")
     return load_settings(**vars(parser.parse_args(argv)))
 
 

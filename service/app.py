@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,29 +13,38 @@ from starlette.exceptions import HTTPException
 
 from relevance import __version__
 from relevance.errors import RelevanceError
-from service.lifecycle import Service
+from service.admin_routes import admin_router
+from service.api_keys import ApiKeys
+from service.lifecycle import OnEnd, Service
 from service.middleware import RequestBoundary
 from service.problems import on_error
 from service.routes import router
-from service.schemas import Problem, ScoreRequest
+from service.schemas import ModeRequest, Problem, ReloadRequest, ScoreRequest
 from service.settings import Settings
 from service.telemetry import Telemetry
 
+_LAG_PERIOD_S = 0.02
 
-def create_app(settings: Settings, *, on_failure: Callable[[RelevanceError], None] | None = None) -> FastAPI:
+
+def create_app(settings: Settings, *, on_end: OnEnd = lambda status, reason: None) -> FastAPI:
     """Build the app; nothing is loaded before its lifespan starts.
 
-    Args: on_failure: called with the error when the bundle cannot be served; the app itself stays up, not ready.
+    Args: on_end: called with an exit status and a reason when the bundle cannot be served or the engines are lost; the
+        app itself stays up, not ready.
+    Raises: SettingsError: API keys that cannot be read, tracing without its packages.
     """
     telemetry = Telemetry()
-    service = Service(settings, telemetry, on_failure)
+    service = Service(settings, telemetry, on_end)
+    keys = ApiKeys(settings.api_keys) if settings.api_keys is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(service.start())
+        lag = asyncio.create_task(_measure_lag(telemetry))
         try:
             yield
         finally:
+            lag.cancel()
             await starting
             await asyncio.to_thread(service.stop)
 
@@ -50,11 +59,23 @@ def create_app(settings: Settings, *, on_failure: Callable[[RelevanceError], Non
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(admin_router)
     for kind in (RelevanceError, HTTPException):
         app.add_exception_handler(kind, on_error)
-    app.add_middleware(RequestBoundary, telemetry=telemetry)
+    app.add_middleware(
+        RequestBoundary, telemetry=telemetry, keys=keys, admin_port=settings.admin_port, tracing=service.tracing
+    )
     _add_schemas(app)
     return app
+
+
+async def _measure_lag(telemetry: Telemetry) -> None:
+    """Observe how late the event loop wakes this task up."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LAG_PERIOD_S
+        await asyncio.sleep(_LAG_PERIOD_S)
+        telemetry.loop_lag.observe(max(0.0, loop.time() - due))
 
 
 def _add_schemas(app: FastAPI) -> None:
@@ -67,7 +88,12 @@ def _add_schemas(app: FastAPI) -> None:
         known = document.setdefault("components", {}).setdefault("schemas", {})
         if "ScoreRequest" not in known:
             _, definitions = models_json_schema(
-                [(ScoreRequest, "validation"), (Problem, "serialization")],
+                [
+                    (ScoreRequest, "validation"),
+                    (ReloadRequest, "validation"),
+                    (ModeRequest, "validation"),
+                    (Problem, "serialization"),
+                ],
                 ref_template="#/components/schemas/{model}",
             )
             known.update(definitions["$defs"])

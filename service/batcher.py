@@ -1,37 +1,52 @@
-"""The batcher: async front of the scorer. Admission, a first-in first-out queue, one engine thread, deadlines.
+"""The batcher: async front of the engines. Cache, admission, tokenising, the queue, deadlines, cancellation.
 
-Texts are prepared on front threads while the engine runs another request's batches. No timer: an idle engine starts at
-once. What callers see (`Work` in, `Answer` out, the errors) does not say how requests share batches.
+Texts are prepared on front threads while engines run other requests' batches. What callers see (`Work` in, `Answer`
+out, the errors) does not say how requests share batches.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Lock, Thread
+from functools import partial
 from time import monotonic, perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from relevance.errors import DeadlineError, EngineError, NotReadyError, OverloadError
 from relevance.pairs import Item
-from service.scorer import Logits, Prepared, Scored, Scorer
+from service.admission import Admission
+from service.engines import EngineOptions, Engines
+from service.flow import Batch, Flow
+from service.model import Model
+from service.pair_cache import Found, PairCache, pack, pair_keys, unpack
+from service.queueing import FairQueue
+from service.scorer import Logits, Scored, reason_code
 from service.telemetry import Telemetry
+from service.tracing import BatchFacts, NoTracing, RequestSpan, Tracing
 
-log = logging.getLogger("relevance.service")
+if TYPE_CHECKING:
+    from service.shared_cache import SharedCache
+
 FRONT_THREADS = 2
-_SPEED_WEIGHT = 0.2
+INLINE_ROWS = 64
+"""Up to so many rows are finished on the event loop: a thread would cost more than it takes off."""
+_ANSWER_S = 0.002
+"""Kept of a deadline for calibrating and sending."""
+Priority = Literal["low", "normal", "high"]
+WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One request's pairs.
 
-    Args: deadline: on the `time.monotonic` clock; on_overload: what to do when there is no room.
+    Args: deadline: on the `time.monotonic` clock; on_overload: what to do when there is no room; priority: its share of
+        the engines among those who wait; span: the tracer's own.
     """
 
     query: str
@@ -40,139 +55,233 @@ class Work:
     min_tier: int | None
     deadline: float
     on_overload: Literal["reject", "partial"] = "reject"
+    priority: Priority = "normal"
+    span: RequestSpan | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request's pairs, and the seconds they waited for the engine."""
+    """What became of a request's pairs, who scored them, and the seconds they waited."""
 
     scored: Scored
+    model: Model
     queue_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Queued:
-    work: Work
-    prepared: Prepared
-    future: Future[Answer] = field(default_factory=Future)
-    since: float = field(default_factory=perf_counter)
+class BatcherOptions:
+    """How requests are queued.
+
+    Args: batch_s: time of a batch; max_requests: admitted at the same time; engines: of the threads that run batches.
+    """
+
+    batch_s: float = 0.04
+    max_requests: int = 1024
+    engines: EngineOptions = field(default_factory=EngineOptions)
 
 
 class Batcher:
     """Answers each piece of work exactly once: with scores, or with one of the errors of `score`.
 
-    Args: max_queued_pairs: admitted pairs not yet scored, beyond which work is shed; one piece is always admitted when
-        nothing waits.
+    Args: model: what scores from now on; `use` replaces it; cache, shared_cache: of pairs, None caches nothing there;
+        on_fatal: called once, on any thread, when the engines are lost and the process must end.
     """
 
-    def __init__(self, scorer: Scorer, telemetry: Telemetry, *, max_queued_pairs: int) -> None:
-        self.scorer = scorer
+    def __init__(
+        self,
+        model: Model,
+        telemetry: Telemetry,
+        options: BatcherOptions,
+        *,
+        caches: tuple[PairCache | None, SharedCache | None] = (None, None),
+        tracing: Tracing | None = None,
+        on_fatal: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.model = model
         self._telemetry = telemetry
-        self._max_queued_pairs = max_queued_pairs
-        self._queued_pairs = 0
-        self._pairs_per_s = 0.0
-        self._lock = Lock()
-        self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
-        self._closed = False
+        self._cache, self._shared = caches
+        self._tracing = tracing or NoTracing()
+        self.queue = FairQueue(batch_s=options.batch_s, engines=options.engines.count)
+        self.admission = Admission(lambda: self.model.speed.tokens_per_s, max_requests=options.max_requests)
         self.front = ThreadPoolExecutor(FRONT_THREADS, thread_name_prefix="front")
-        self._engine = Thread(target=self._run_engine, name="engine", daemon=True)
-        self._engine.start()
+        self.engines = Engines(
+            self.queue,
+            telemetry,
+            options.engines,
+            canary=lambda number: self.model.canary(number),
+            on_batch=self._on_batch,
+            on_fatal=on_fatal,
+        )
 
-    @property
-    def alive(self) -> bool:
-        """Whether the engine thread is there to answer."""
-        return self._engine.is_alive()
+    def use(self, model: Model) -> None:
+        """Score what comes from now on with another model; what is under way ends with the one it began with."""
+        self.model = model
 
     async def score(self, work: Work) -> Answer:
         """Score one request's pairs; rows not reached before the deadline come back unscored.
+
+        Cancelling drops what has not run yet.
 
         Raises: OverloadError: no room and `on_overload` is reject; DeadlineError: not one row was reached in time;
             QueryTooLongError; EngineError: the session raised; NotReadyError: closed.
         """
         n = len(work.items)
+        model = self.model
+        if self.admission.closed:
+            raise NotReadyError("expected a running batcher, found it closed")
+        loop = asyncio.get_running_loop()
+        job = loop.run_in_executor(self.front, self._submit, model, work)
         try:
-            self._admit(n)
+            flow = await asyncio.shield(job)
+        except EngineError:
+            self._telemetry.observe_lost(n, "error")
+            raise
         except OverloadError:
             if work.on_overload == "reject":
                 self._telemetry.observe_lost(n, "shed")
                 raise
-            answer = Answer(self.scorer.unscored(n, "overload", locale=work.locale), 0.0)
+            answer = Answer(model.scorer.unscored(n, "overload", locale=work.locale), model, 0.0)
             self._telemetry.observe_scored(answer.scored, queue_s=0.0)
             return answer
+        except asyncio.CancelledError:
+            job.add_done_callback(self._abandon)
+            self._gone(n)
+            raise
+        timer = loop.call_later(max(0.0, work.deadline - _ANSWER_S - monotonic()), self.queue.expire, flow)
         try:
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self.front, self._prepare, work)
-            queued = _Queued(work, prepared)
-            self._queue.put(queued)
-            answer = await asyncio.wrap_future(queued.future)
+            logits = await asyncio.wrap_future(flow.future)
+        except asyncio.CancelledError:
+            self.queue.close_flow(flow)
+            self._gone(n)
+            raise
         except DeadlineError:
+            self._telemetry.cancelled.labels("expired").inc()
             self._telemetry.observe_lost(n, "expired")
             raise
         except EngineError:
             self._telemetry.observe_lost(n, "error")
             raise
         finally:
-            self._release(n)
-        self._telemetry.observe_scored(answer.scored, queue_s=answer.queue_s)
+            timer.cancel()
+            self.admission.release(flow.ticket)
+        return await self._finish(work, model, flow, logits)
+
+    def pass_through(self, work: Work) -> Answer:
+        """Answer without looking at the items: every one is kept, and says so."""
+        model = self.model
+        answer = Answer(model.scorer.unscored(len(work.items), "passthrough", locale=work.locale), model, 0.0)
+        self._telemetry.observe_scored(answer.scored, queue_s=0.0)
         return answer
 
     def close(self) -> None:
         """Answer what is queued, then stop the threads."""
-        self._closed = True
+        self.admission.close()
         self.front.shutdown(wait=True)
-        self._queue.put(None)
-        self._engine.join()
+        self.engines.close()
 
-    def _prepare(self, work: Work) -> Prepared:
-        return self.scorer.prepare(work.query, work.items, locale=work.locale)
+    def _submit(self, model: Model, work: Work) -> Flow:
+        """On a front thread: look pairs up, ask for admission, tokenise what is left, queue it."""
+        scorer = model.scorer
+        texts = scorer.texts(work.query, work.items, locale=work.locale)
+        caches = self._cache is not None or self._shared is not None
+        keys = pair_keys(model.identity, texts.query, texts.items) if caches else None
+        known = self._local(model, keys) if keys is not None else None
+        missing = np.flatnonzero(~known.found_B).tolist() if known is not None else list(range(len(texts.items)))
+        ticket = self.admission.admit(
+            model.costs.tokens(texts, missing), weight=WEIGHTS[work.priority], deadline=work.deadline - _ANSWER_S
+        )
+        try:
+            if keys is not None and known is not None and missing and self._shared is not None:
+                missing = self._share(self._shared, keys, known, missing)
+            prepared = scorer.tokenize(texts, known)
+            tokens = int(prepared.length_B[missing].sum())
+            model.costs.learn(texts, missing, tokens)
+            if not ticket.hopeless:
+                ticket.left = tokens
+            flow = Flow(scorer, model.speed, prepared, ticket=ticket, keys=keys, span=work.span)
+            self.queue.submit(flow)
+        except BaseException:
+            self.admission.release(ticket)
+            raise
+        return flow
 
-    def _admit(self, n: int) -> None:
-        with self._lock:
-            if self._closed or not self.alive:
-                raise NotReadyError("expected a running engine, found it stopped")
-            if self._queued_pairs and self._queued_pairs + n > self._max_queued_pairs:
-                speed = self._pairs_per_s
-                wait_s = min(60, max(1, math.ceil(self._queued_pairs / speed))) if speed else 1
-                raise OverloadError(
-                    f"expected at most {self._max_queued_pairs} waiting pairs, found {self._queued_pairs} and {n} new; "
-                    f"estimated wait {wait_s} s",
-                    wait_s,
-                )
-            self._queued_pairs += n
-            self._telemetry.queued_pairs.set(self._queued_pairs)
+    def _local(self, model: Model, keys: list[bytes]) -> Found:
+        """Look pairs up in this process."""
+        values = self._cache.get_many(keys) if self._cache is not None else [None] * len(keys)
+        known = unpack(values, model.bundle.scheme.n_classes)
+        hits = int(known.found_B.sum())
+        self._telemetry.cache_hits.labels("local").inc(hits)
+        self._telemetry.cache_misses.labels("local").inc(len(keys) - hits)
+        return known
 
-    def _release(self, n: int) -> None:
-        with self._lock:
-            self._queued_pairs -= n
-            self._telemetry.queued_pairs.set(self._queued_pairs)
+    def _share(self, shared: SharedCache, keys: list[bytes], known: Found, missing: list[int]) -> list[int]:
+        """Look the missing pairs up in Redis, add what is found to the known ones, and give those still missing."""
+        rows = np.asarray(missing)
+        values = shared.get_many([keys[row] for row in missing])
+        found = unpack(values, known.logits_BK.shape[1])
+        there = rows[found.found_B]
+        known.found_B[there] = True
+        known.logits_BK[there] = found.logits_BK[found.found_B]
+        known.length_B[there] = found.length_B[found.found_B]
+        known.truncated_B[there] = found.truncated_B[found.found_B]
+        self._telemetry.cache_hits.labels("shared").inc(len(there))
+        self._telemetry.cache_misses.labels("shared").inc(len(rows) - len(there))
+        self._telemetry.shared_cache_errors.labels("garbage").inc(found.n_garbage)
+        if self._cache is not None:
+            sound = found.found_B.tolist()
+            self._cache.put_many(
+                [keys[row] for row in there.tolist()], [v for v, ok in zip(values, sound, strict=True) if ok]
+            )
+        return [int(row) for row in rows[~found.found_B]]
 
-    def _run_engine(self) -> None:
-        while (queued := self._queue.get()) is not None:
-            if not queued.future.set_running_or_notify_cancel():
-                continue
-            try:
-                queued.future.set_result(self._answer(queued))
-            except DeadlineError as error:
-                queued.future.set_exception(error)
-            except Exception as error:
-                log.exception("engine failure")
-                self._telemetry.engine_failures.inc()
-                failure = EngineError(f"the session failed on this request: {type(error).__name__}")
-                failure.__cause__ = error
-                queued.future.set_exception(failure)
+    def _on_batch(self, batch: Batch, logits_NK: NDArray[np.float32], started_s: float, ended_s: float) -> None:
+        """On an engine thread: cache a batch's logits before its rows can be asked for again, and trace it."""
+        facts = BatchFacts(batch.n_rows, batch.tokens, batch.padded_tokens, batch.speed.precision)
+        self._tracing.batch([flow.span for flow, _ in batch.parts], facts=facts, start_s=started_s, end_s=ended_s)
+        if self._cache is None and self._shared is None:
+            return
+        keys: list[bytes] = []
+        for flow, rows in batch.parts:
+            if flow.keys is not None:
+                keys += [flow.keys[row] for row in rows.tolist()]
+        length_N = np.concatenate([flow.prepared.length_B[rows] for flow, rows in batch.parts])
+        truncated_N = np.concatenate([flow.prepared.truncated_B[rows] for flow, rows in batch.parts])
+        values = pack(logits_NK, length_N, truncated_N)
+        if self._cache is not None:
+            self._cache.put_many(keys, values)
+        if self._shared is not None:
+            self._shared.put_many(keys, values)
 
-    def _answer(self, queued: _Queued) -> Answer:
-        work, prepared = queued.work, queued.prepared
-        started = perf_counter()
-        logits = self.scorer.run(prepared, stop=lambda: monotonic() >= work.deadline)
-        if not logits.reached_B.any():
-            raise DeadlineError(f"expected a first batch before the deadline, found {len(work.items)} items unscored")
-        self._learn_speed(logits)
-        self._telemetry.observe_batches(logits)
-        scored = self.scorer.finish(prepared, logits, min_tier=work.min_tier)
-        return Answer(scored, started - queued.since)
+    async def _finish(self, work: Work, model: Model, flow: Flow, logits: Logits) -> Answer:
+        """Calibrate and decide; count what became of the pairs."""
+        ended = perf_counter()
+        arguments = (flow.prepared, logits)
+        if len(work.items) <= INLINE_ROWS:
+            scored = model.scorer.finish(*arguments, min_tier=work.min_tier)
+        else:
+            finish = partial(model.scorer.finish, *arguments, min_tier=work.min_tier)
+            scored = await asyncio.get_running_loop().run_in_executor(self.front, finish)
+        queue_s = max(0.0, ended - flow.since - logits.infer_s)
+        if (scored.reason_B == reason_code("deadline")).any():
+            self._telemetry.cancelled.labels("expired").inc()
+        self._telemetry.observe_scored(scored, queue_s=queue_s)
+        stages = {
+            "tokenize": (flow.since - scored.tokenize_s, flow.since),
+            "queue": (flow.since, flow.since + queue_s),
+            "infer": (flow.since + queue_s, ended),
+            "post": (ended, perf_counter()),
+        }
+        for name, (start_s, end_s) in stages.items():
+            self._tracing.stage(work.span, name=name, start_s=start_s, end_s=end_s)
+        return Answer(scored, model, queue_s)
 
-    def _learn_speed(self, logits: Logits) -> None:
-        speed = int(logits.reached_B.sum()) / max(logits.infer_s, 1e-6)
-        old = self._pairs_per_s
-        self._pairs_per_s = speed if not old else old + _SPEED_WEIGHT * (speed - old)
+    def _abandon(self, job: asyncio.Future[Flow]) -> None:
+        """Drop a flow whose caller left before it was queued."""
+        if not job.cancelled() and job.exception() is None:
+            flow = job.result()
+            self.queue.close_flow(flow)
+            self.admission.release(flow.ticket)
+
+    def _gone(self, n_pairs: int) -> None:
+        self._telemetry.cancelled.labels("cancelled").inc()
+        self._telemetry.observe_lost(n_pairs, "cancelled")

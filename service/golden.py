@@ -18,6 +18,7 @@ from relevance.tokenization import PairTokenizer, TokenIds
 from service.scorer import Session
 
 _PADDING = 7
+_PROBE = 3
 _BATCH = 8
 """Pairs of a replayed batch: enough to mix lengths, few enough that one long pair does not slow the start."""
 
@@ -64,6 +65,20 @@ def replay(bundle: Bundle, session: Session, precision: Precision) -> Replay:
         worst = max(worst, float(difference_n.max()))
         compared += _check_tiers(bundle, rows, expected_NK[rows], found_nK, tolerance)
     return Replay(len(pairs), worst, tolerance, compared // 3)
+
+
+def probe(bundle: Bundle, session: Session, precision: Precision) -> None:
+    """Run a few golden pairs as one batch: the quick proof that a session still computes what it should.
+
+    Raises: ParityError: if a logit differs; whatever the session raises.
+    """
+    pairs = bundle.golden[:_PROBE]
+    tokens = [_check_tokens(bundle, number, pair) for number, pair in enumerate(pairs, start=1)]
+    found_NK = session.run(bundle.tokenizer.collate([query for query, _ in tokens], [item for _, item in tokens]))
+    expected_NK = np.asarray([pair.logits[precision] for pair in pairs])
+    difference = float(np.abs(found_NK - expected_NK).max())
+    if not difference <= bundle.manifest.graphs[precision].tolerance:
+        raise ParityError(f"{bundle.path}: expected the known {precision} logits, found a difference of {difference:g}")
 
 
 def _check_tokens(bundle: Bundle, number: int, pair: GoldenPair) -> tuple[TokenIds, TokenIds]:

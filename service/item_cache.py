@@ -28,6 +28,11 @@ class ItemTokenCache(MutableMapping[str, TokenIds]):
         self._max_entries = max_entries
         self._lock = Lock()
 
+    @property
+    def n_bytes(self) -> int:
+        """Estimated bytes held."""
+        return int(self._entries.currsize)
+
     @overload
     def get(self, key: str, default: None = None, /) -> TokenIds | None: ...
     @overload

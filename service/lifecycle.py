@@ -1,108 +1,91 @@
-"""From a bundle directory to a ready engine, and the phases of the process's life."""
+"""The phases of the process's life, and what it holds in them: model, batcher, caches, shadow, drift, pair log."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from relevance.bundle import Bundle, open_bundle
-from relevance.errors import InputError, NotReadyError, RelevanceError
-from relevance.pairs import Item
+from relevance.errors import NotReadyError, RelevanceError, ReloadError
 from relevance.policy import POOLED
-from service.batcher import Batcher
-from service.golden import Replay, replay
+from service.batcher import Answer, Batcher, BatcherOptions, Work
+from service.drift import DriftMonitor
+from service.engines import EngineOptions
 from service.item_cache import ItemTokenCache
-from service.scorer import Scorer
-from service.session import OnnxSession
-from service.settings import DEFAULT_BUNDLE, Settings
+from service.model import Model, load_model, open_model_bundle
+from service.pair_cache import PairCache, scoring_identity
+from service.pair_log import PairLog
+from service.settings import Settings
+from service.shadow import Shadow
 from service.telemetry import Telemetry
+from service.tracing import Tracing, open_tracing
+
+if TYPE_CHECKING:
+    from service.shared_cache import SharedCache
 
 log = logging.getLogger("relevance.service")
 Phase = Literal["starting", "ready", "draining", "failed"]
+Mode = Literal["score", "passthrough"]
+EXIT_NOT_STARTED = 2
+EXIT_ENGINE_LOST = 70
+OnEnd = Callable[[int, str], None]
+"""Called, on any thread, when the process cannot go on: exit status and reason."""
+_TRACING_CLOSE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A verified bundle, its session and scorer, and what the golden replay showed."""
+@dataclass(slots=True)
+class _Parts:
+    """What a started service holds."""
 
-    bundle: Bundle
-    session: OnnxSession
-    scorer: Scorer
-    replay: Replay
-
-
-def load_engine(settings: Settings) -> Engine:
-    """Open and verify the bundle, load the graph, replay the golden pairs, warm up.
-
-    Raises: BundleError, InputError: one line that says why this bundle must not be served.
-    """
-    if settings.bundle == DEFAULT_BUNDLE and not DEFAULT_BUNDLE.is_dir():
-        raise InputError(
-            f"{DEFAULT_BUNDLE}: expected the embedded default bundle, found none; name one with --bundle or "
-            "RELEVANCE_BUNDLE"
-        )
-    if settings.policy is not None and not settings.policy.is_file():
-        raise InputError(f"{settings.policy}: expected a policy.toml, found no such file")
-    bundle = open_bundle(settings.bundle, settings.policy)
-    session = OnnxSession(bundle, precision=settings.precision, provider=settings.provider, threads=settings.threads)
-    shown = replay(bundle, session, session.precision)
-    if settings.item_cache_entries and settings.item_cache_bytes:
-        bundle.tokenizer.item_cache = ItemTokenCache(
-            max_entries=settings.item_cache_entries, max_bytes=settings.item_cache_bytes
-        )
-    scorer = Scorer(bundle, session, token_budget=settings.batch_tokens, keep_unscored=settings.keep_unscored)
-    _warm_up(scorer)
-    return Engine(bundle, session, scorer, shown)
+    batcher: Batcher
+    cache: PairCache | None
+    shared_cache: SharedCache | None
+    drift: DriftMonitor
+    shadow: Shadow | None
+    pair_log: PairLog | None
 
 
 @dataclass(slots=True)
 class Service:
-    """The state of one app: settings, telemetry, phase, and once started the engine and its batcher.
-
-    Args: on_failure: called with the error when the start fails, so that the process can end.
-    """
+    """The state of one app."""
 
     settings: Settings
     telemetry: Telemetry
-    on_failure: Callable[[RelevanceError], None] | None = None
+    on_end: OnEnd = lambda status, reason: None
     phase: Phase = "starting"
-    engine: Engine | None = None
-    batcher: Batcher | None = None
+    mode: Mode = "score"
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    tracing: Tracing = field(init=False)
+    _parts: _Parts | None = None
+    _previous: Settings | None = None
+    _reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.mode = self.settings.mode
+        self.tracing = open_tracing(enabled=self.settings.tracing)
 
     async def start(self) -> None:
-        """Load the engine on a thread of its own, then become ready; a failure is logged and reported."""
+        """Load everything on a thread of its own, then become ready; a failure is logged and reported."""
         began = perf_counter()
         try:
-            engine = await asyncio.to_thread(load_engine, self.settings)
+            self._parts = await asyncio.to_thread(self._load)
         except RelevanceError as error:
             self.phase = "failed"
             log.error("not started: %s", error)
-            if self.on_failure is not None:
-                self.on_failure(error)
+            self.on_end(EXIT_NOT_STARTED, str(error))
             self.started.set()
             return
-        self.engine = engine
-        self.batcher = Batcher(engine.scorer, self.telemetry, max_queued_pairs=self.settings.max_queued_pairs)
-        self._declare(engine)
+        gc.collect()
+        gc.freeze()
         self.phase = "ready"
         self.telemetry.ready.set(1)
         self.started.set()
-        manifest = engine.bundle.manifest
-        fields = {
-            "bundle": manifest.bundle_id,
-            "model": manifest.model_id,
-            "precision": engine.session.precision,
-            "threads": self.settings.threads,
-            "golden_pairs": engine.replay.n_pairs,
-            "golden_max_abs_difference": engine.replay.max_abs_difference,
-            "seconds": round(perf_counter() - began, 3),
-        }
-        log.info("ready", extra={"fields": fields})
+        self._announce("ready", perf_counter() - began)
 
     def drain(self) -> None:
         """Let readiness say 503 from now on; requests are still answered."""
@@ -114,33 +97,241 @@ class Service:
     def stop(self) -> None:
         """Answer what is queued and stop the threads."""
         self.drain()
-        if self.batcher is not None:
-            self.batcher.close()
+        if self._parts is not None:
+            parts = self._parts
+            parts.batcher.close()
+            for part in (parts.shadow, parts.pair_log, parts.shared_cache):
+                if part is not None:
+                    part.close()
+        self.tracing.close(timeout_s=_TRACING_CLOSE_S)
 
-    def running(self) -> tuple[Engine, Batcher]:
-        """Give the engine and its batcher.
+    def running(self) -> Batcher:
+        """Give the batcher.
 
         Raises: NotReadyError: before the start has finished.
         """
-        if self.engine is None or self.batcher is None:
+        if self._parts is None:
             raise NotReadyError(f"expected a ready service, found it {self.phase}")
-        return self.engine, self.batcher
+        return self._parts.batcher
 
-    def _declare(self, engine: Engine) -> None:
-        bundle, telemetry = engine.bundle, self.telemetry
+    @property
+    def model(self) -> Model:
+        """What scores now; raises NotReadyError before the start has finished."""
+        return self.running().model
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """The shadow, if there is one."""
+        return self._parts.shadow if self._parts is not None else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engines work, or have not started yet."""
+        return self.phase != "failed" and (self._parts is None or self._parts.batcher.engines.alive)
+
+    @property
+    def ready(self) -> bool:
+        """Whether traffic may come: verified, warmed, not draining, and a batch or canary went well lately."""
+        if self.phase != "ready" or self._parts is None:
+            return False
+        engines = self._parts.batcher.engines
+        return self.mode == "passthrough" or (engines.alive and engines.fresh)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Turn the kill switch: passthrough keeps every item, unscored."""
+        self.mode = mode
+        self.telemetry.passthrough.set(mode == "passthrough")
+        log.warning("mode is %s", mode)
+
+    def observe(self, work: Work, answer: Answer) -> None:
+        """Show an answered request to drift monitor, shadow and pair log; costs microseconds, never raises."""
+        if self._parts is None:
+            return
+        scored, parts = answer.scored, self._parts
+        has_score_B = scored.reason_B == 0
+        parts.drift.observe(
+            scored.policy_locale,
+            scored.score_B[has_score_B],
+            tier_B=scored.tier_B[has_score_B],
+            length_B=scored.length_B[has_score_B],
+        )
+        if parts.shadow is not None:
+            parts.shadow.offer(work.query, work.items, locale=work.locale, scored=scored, min_tier=work.min_tier)
+        if parts.pair_log is not None:
+            parts.pair_log.offer(work.query, work.items, locale=work.locale, scored=scored, bundle=answer.model.bundle)
+
+    def exposition(self) -> bytes:
+        """Give all series, the gauges that are worked out on demand brought up to date."""
+        if self._parts is not None:
+            parts, telemetry = self._parts, self.telemetry
+            admission = parts.batcher.admission
+            telemetry.queued_tokens.set(admission.left)
+            telemetry.queued_requests.set(admission.n_requests)
+            telemetry.estimated_wait.set(admission.wait_s)
+            telemetry.oldest_age.set(parts.batcher.queue.oldest_age_s)
+            telemetry.oldest_batch.set(parts.batcher.engines.oldest_batch_s)
+            telemetry.tokens_per_s.set(parts.batcher.model.speed.tokens_per_s)
+            telemetry.ready.set(self.ready)
+            if parts.cache is not None:
+                telemetry.cache_bytes.labels("pairs").set(parts.cache.n_bytes)
+                telemetry.cache_entries.labels("pairs").set(len(parts.cache))
+            items = parts.batcher.model.bundle.tokenizer.item_cache
+            if isinstance(items, ItemTokenCache):
+                telemetry.cache_bytes.labels("items").set(items.n_bytes)
+                telemetry.cache_entries.labels("items").set(len(items))
+            parts.drift.update()
+        return self.telemetry.exposition()
+
+    async def reload(
+        self, bundle: Path | None = None, *, policy: Path | None = None, bundle_id: str | None = None
+    ) -> str:
+        """Replace the model: load, verify, replay, warm, then swap at once; on any failure nothing has changed.
+
+        A bundle of the same graph, tokenizer and template, or another policy file, replaces calibrator and policy only.
+
+        Args: bundle, policy: as in the settings when None; bundle_id: that the bundle must have.
+        Returns: `policy` or `bundle`: what was replaced.
+        Raises: ReloadError: saying why the new one must not be served; NotReadyError: not started.
+        """
+        self.running()
+        changes = {"bundle": bundle, "policy": policy, "bundle_id": bundle_id}
+        wanted = self.settings.model_copy(
+            update={k: v for k, v in changes.items() if v is not None or k == "bundle_id"}
+        )
+        return await self._replace(wanted)
+
+    async def rollback(self) -> str:
+        """Go back to what ran before the last reload.
+
+        Raises: ReloadError: if there was none, or it cannot be loaded any more.
+        """
+        if self._previous is None:
+            raise ReloadError("expected an earlier reload to roll back, found none")
+        return await self._replace(self._previous)
+
+    async def _replace(self, wanted: Settings) -> str:
+        if self._reloading.locked():
+            raise ReloadError("expected no reload under way, found one; try again when it has ended")
+        async with self._reloading:
+            began = perf_counter()
+            try:
+                model, kind = await asyncio.to_thread(self._load_next, wanted)
+            except RelevanceError as error:
+                self.telemetry.reloads.labels("refused").inc()
+                log.error("not reloaded: %s", error)
+                raise ReloadError(f"{error}; bundle {self.model.bundle.manifest.bundle_id} is still served") from error
+            pinned = self.settings.model_copy(update={"bundle": self.model.bundle.path})
+            if self._parts is not None:
+                self._parts.batcher.use(model)
+                if self._parts.shadow is not None:
+                    self._parts.shadow.forget()
+                self._parts.drift = DriftMonitor(model.bundle.baseline, self.telemetry)
+            self._declare(model)
+            self._previous, self.settings = pinned, wanted
+            self.telemetry.reloads.labels("ok").inc()
+            self._announce(f"{kind} reloaded", perf_counter() - began)
+            return kind
+
+    def _load_next(self, wanted: Settings) -> tuple[Model, Literal["policy", "bundle"]]:
+        current = self.model
+        pinned = wanted.model_copy(update={"bundle": wanted.bundle.resolve()})
+        bundle = open_model_bundle(pinned)
+        precision = current.session.precision
+        if precision in bundle.manifest.graphs and scoring_identity(bundle, precision) == current.identity:
+            return current.with_policy_of(bundle), "policy"
+        return load_model(pinned), "bundle"
+
+    def _load(self) -> _Parts:
+        settings, telemetry = self.settings, self.telemetry
+        model = load_model(settings.model_copy(update={"bundle": settings.bundle.resolve()}))
+        shadow_model = None
+        if settings.shadow_bundle is not None:
+            changes = {"bundle": settings.shadow_bundle, "bundle_id": None, "policy": None, "engines": 1, "threads": 1}
+            shadow_model = load_model(settings.model_copy(update=changes))
+        pair_log = None
+        if settings.pair_log is not None:
+            pair_log = PairLog(
+                settings.pair_log,
+                telemetry,
+                rate=settings.pair_log_rate,
+                max_bytes=settings.pair_log_bytes,
+                redact=settings.pair_log_redact,
+            )
+        cache = PairCache(settings.pair_cache_bytes) if settings.pair_cache_bytes else None
+        shared_cache = None
+        if settings.redis_url is not None:
+            from service.shared_cache import SharedCache
+
+            shared_cache = SharedCache(
+                settings.redis_url.get_secret_value(),
+                timeout_s=settings.redis_timeout_ms / 1000,
+                ttl_s=settings.redis_ttl_s,
+                telemetry=telemetry,
+            )
+        self._declare(model)
+        batcher = Batcher(
+            model,
+            telemetry,
+            BatcherOptions(
+                batch_s=settings.batch_s,
+                max_requests=settings.max_queued_requests,
+                engines=EngineOptions(
+                    count=settings.engines,
+                    prefetch=settings.provider == "cuda" if settings.prefetch is None else settings.prefetch,
+                    hang_s=settings.hang_s,
+                    canary_s=settings.canary_s,
+                ),
+            ),
+            caches=(cache, shared_cache),
+            tracing=self.tracing,
+            on_fatal=self._on_fatal,
+        )
+        shadow = None
+        if shadow_model is not None:
+            shadow = Shadow(
+                shadow_model,
+                telemetry,
+                rate=settings.shadow_rate,
+                budget=settings.shadow_budget,
+                primary_seconds_per_token=lambda: batcher.model.speed.thread_seconds_per_padded(
+                    self.settings.session_threads
+                ),
+            )
+        return _Parts(batcher, cache, shared_cache, DriftMonitor(model.bundle.baseline, telemetry), shadow, pair_log)
+
+    def _on_fatal(self, reason: str) -> None:
+        self.phase = "failed"
+        self.telemetry.ready.set(0)
+        self.on_end(EXIT_ENGINE_LOST, reason)
+
+    def _declare(self, model: Model) -> None:
+        bundle, telemetry = model.bundle, self.telemetry
         telemetry.declare_locales([POOLED, *bundle.policy.locales])
-        telemetry.threads.set(self.settings.threads)
-        telemetry.parity.set(engine.replay.max_abs_difference)
+        telemetry.threads.set(self.settings.engines * self.settings.session_threads)
+        telemetry.parity.set(model.replay.max_abs_difference)
+        telemetry.passthrough.set(self.mode == "passthrough")
+        telemetry.model_info.clear()
         telemetry.model_info.labels(
             bundle.manifest.bundle_id,
             bundle.manifest.model_id,
-            engine.session.precision,
-            engine.session.provider,
+            model.session.precision,
+            model.session.provider,
             bundle.calibrator.version,
             bundle.policy.version,
         ).set(1)
 
-
-def _warm_up(scorer: Scorer) -> None:
-    """Score a short and a very long item, so that arena, threads and code are there before traffic."""
-    scorer.score("a", [Item("a"), Item("a " * scorer.bundle.template.max_chars)])
+    def _announce(self, what: str, seconds: float) -> None:
+        model = self.model
+        manifest = model.bundle.manifest
+        fields = {
+            "bundle": manifest.bundle_id,
+            "model": manifest.model_id,
+            "precision": model.session.precision,
+            "engines": self.settings.engines,
+            "threads": self.settings.session_threads,
+            "tokens_per_s": round(model.speed.tokens_per_s),
+            "golden_pairs": model.replay.n_pairs,
+            "golden_max_abs_difference": model.replay.max_abs_difference,
+            "seconds": round(seconds, 3),
+        }
+        log.info(what, extra={"fields": fields})

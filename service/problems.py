@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 
 from pydantic_core import to_json
@@ -10,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from relevance.errors import (
+    BodyTimeoutError,
+    ClientGoneError,
     DeadlineError,
     EmptyRequestError,
     EngineError,
@@ -19,10 +22,12 @@ from relevance.errors import (
     NotReadyError,
     OverloadError,
     QueryTooLongError,
+    ReloadError,
     RequestError,
     SchemaError,
     ServiceError,
     TooLargeError,
+    UnauthorisedError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -31,6 +36,8 @@ TYPE_PREFIX = "urn:relevance-tiers:problem:"
 TABLE: dict[type[Exception], tuple[int, str, str]] = {
     MalformedBodyError: (400, "malformed_body", "Malformed"),
     EmptyRequestError: (400, "empty_items", "Empty"),
+    UnauthorisedError: (401, "unauthorised", "Unauthorized"),
+    BodyTimeoutError: (408, "body_timeout", "Timeout"),
     TooLargeError: (413, "too_large", "Validation"),
     MediaTypeError: (415, "media_type", "Validation"),
     SchemaError: (422, "schema", "Validation"),
@@ -39,6 +46,7 @@ TABLE: dict[type[Exception], tuple[int, str, str]] = {
     RequestError: (400, "bad_request", "Validation"),
     OverloadError: (429, "overloaded", "Overloaded"),
     NotReadyError: (503, "not_ready", "Unhealthy"),
+    ReloadError: (409, "not_reloaded", "Unhealthy"),
     DeadlineError: (504, "deadline", "Deadline"),
     EngineError: (500, "engine", "Backend"),
     ServiceError: (500, "internal", "Backend"),
@@ -85,13 +93,18 @@ def problem_response(error: Exception, *, request_id: str, instance: str) -> Res
         "message": detail,
     }
     if isinstance(error, OverloadError):
-        headers["Retry-After"] = str(error.retry_after_s)
-        body["retry_after_ms"] = error.retry_after_s * 1000
+        headers["Retry-After"] = str(max(1, math.ceil(error.wait_s)))
+        body["retry_after_ms"] = max(1, math.ceil(error.wait_s * 1000))
     elif isinstance(error, NotReadyError):
         headers["Retry-After"] = "1"
     return Response(to_json(body), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """Answer an exception that a route raised."""
+    """Answer an exception that a route raised.
+
+    Raises: ClientGoneError: as it came, there is nobody to answer.
+    """
+    if isinstance(error, ClientGoneError):
+        raise error
     return problem_response(error, request_id=request.state.request_id, instance=request.url.path)

@@ -87,9 +87,10 @@ def score_rows(request: ScoreRequest, scored: Scored, bundle: Bundle) -> list[di
         scored.kept_B.tolist(),
         scored.truncated_B.tolist(),
         scored.reason_B.tolist(),
+        scored.cached_B.tolist(),
         strict=True,
     )
-    for index, (item, score, tier, label, kept, truncated, reason) in enumerate(columns):
+    for index, (item, score, tier, label, kept, truncated, reason, cached) in enumerate(columns):
         row: dict[str, Any] = {
             "id": item.id,
             "index": index,
@@ -98,7 +99,7 @@ def score_rows(request: ScoreRequest, scored: Scored, bundle: Bundle) -> list[di
             "label": None if reason else classes[label],
             "kept": kept,
             "truncated": truncated,
-            "source": "unscored" if reason else "model",
+            "source": "unscored" if reason else "cache" if cached else "model",
         }
         if reason:
             row["reason"] = REASONS[reason - 1]

@@ -1,42 +1,47 @@
-"""The routes: scoring, health, self-description, metrics, documentation, administration."""
+"""The routes: scoring, health, self-description, metrics, documentation."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import platform
+from collections.abc import Coroutine
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
+import numpy as np
 import onnxruntime
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic_core import to_json
 
 from relevance import __version__
-from relevance.errors import NotReadyError
+from relevance.errors import ClientGoneError, NotReadyError
+from relevance.labels import N_TIERS
 from relevance.pairs import Item
 from relevance.policy import POOLED, CutPoints
-from service.batcher import Answer, Work
+from service.batcher import INLINE_ROWS, Answer, Work
 from service.bodies import read_json_body
 from service.docs_page import docs_page
-from service.lifecycle import Engine, Service
+from service.lifecycle import Service
+from service.model import Model
 from service.problems import MEDIA_TYPE
 from service.responses import Timings, score_body
 from service.schemas import ScoreRequest, ScoreResponse, parse_score_request
 
 router = APIRouter()
 _INLINE_BYTES = 16 * 1024
-_INLINE_ROWS = 64
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
+PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": description,
         "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
     for status, description in {
         400: "Not JSON, or no items",
+        401: "No valid API key, where keys are asked for",
+        408: "The body did not arrive in time",
         413: "Body or list of items over the limit",
-        415: "Another content type than application/json",
+        415: "Another content type than application/json, or another encoding than gzip or deflate",
         422: "JSON that breaks the schema, or a query over the token limit",
         429: "Shed by admission; Retry-After says when to come back",
         500: "The engine failed on this request",
@@ -44,7 +49,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         504: "No item was scored before the deadline",
     }.items()
 }
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: _PROBLEMS[503]}
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: PROBLEMS[503]}
 _SCORE_BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}},
@@ -54,89 +59,123 @@ _SCORE_BODY = {
 @router.post(
     "/score",
     summary="Score the items of one query",
-    responses={200: {"model": ScoreResponse, "description": "Tiers and scores"}, **_PROBLEMS},
+    responses={200: {"model": ScoreResponse, "description": "Tiers and scores"}, **PROBLEMS},
     openapi_extra={"requestBody": _SCORE_BODY},
 )
 async def score(request: Request) -> Response:
     """Give each item a calibrated score, a tier 0–4 and whether it is kept."""
     began, arrived = perf_counter(), monotonic()
-    service = _service(request)
-    engine, batcher = service.running()
+    service = service_of(request)
+    batcher = service.running()
+    state = request.state
     settings = service.settings
     body = await read_json_body(request, max_bytes=settings.max_body_bytes)
+    loop = asyncio.get_running_loop()
     if len(body) <= _INLINE_BYTES:
         asked, items = _parse(body, settings.max_items)
     else:
-        loop = asyncio.get_running_loop()
         asked, items = await loop.run_in_executor(batcher.front, _parse, body, settings.max_items)
-    request.state.n_items = len(items)
+    state.n_items = len(items)
+    deadline_ms = asked.deadline_ms or state.deadline_ms or settings.default_deadline_ms
     work = Work(
         query=asked.query,
         items=items,
         locale=asked.locale,
         min_tier=asked.min_tier,
-        deadline=arrived + (asked.deadline_ms or settings.default_deadline_ms) / 1000,
+        deadline=arrived + deadline_ms / 1000,
         on_overload=asked.on_overload,
+        priority=asked.priority,
+        span=state.span,
     )
-    answer = await batcher.score(work)
-    if asked.locale is not None and answer.scored.policy_locale == POOLED:
+    if service.mode == "passthrough":
+        answer = batcher.pass_through(work)
+    else:
+        answer = await _while_connected(request, batcher.score(work))
+        service.observe(work, answer)
+    timing_ms = _report(service, request, work=work, answer=answer, began=began)
+    render = partial(
+        score_body, asked, answer.scored, answer.model.bundle, request_id=state.request_id, timing_ms=timing_ms
+    )
+    content = render() if len(items) <= INLINE_ROWS else await loop.run_in_executor(batcher.front, render)
+    return Response(content, media_type="application/json")
+
+
+async def _while_connected(request: Request, scoring: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await an answer, dropping the work when the client goes away.
+
+    Raises: ClientGoneError: it went; whatever the scoring raises.
+    """
+    answer = asyncio.ensure_future(scoring)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientGoneError("the client closed the connection before its answer")
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+def _report(service: Service, request: Request, *, work: Work, answer: Answer, began: float) -> Timings:
+    """Leave what the log line and the headers say of an answer, and give its times."""
+    scored, state = answer.scored, request.state
+    if work.locale is not None and scored.policy_locale == POOLED:
         service.telemetry.fallbacks.inc()
     timing_ms = _timings(answer, perf_counter() - began)
-    request.state.partial = bool(answer.scored.reason_B.any())
-    request.state.log = {
-        "items": len(items),
-        "policy_locale": answer.scored.policy_locale,
-        "kept": int(answer.scored.kept_B.sum()),
-        "unscored": int((answer.scored.reason_B != 0).sum()),
-        "tokens": answer.scored.tokens,
+    state.partial = bool(scored.reason_B.any())
+    state.server_timing = timing_ms
+    state.log = {
+        "items": len(work.items),
+        "policy_locale": scored.policy_locale,
+        "kept": int(scored.kept_B.sum()),
+        "tiers": np.bincount(scored.tier_B[scored.reason_B == 0], minlength=N_TIERS).tolist(),
+        "unscored": int((scored.reason_B != 0).sum()),
+        "cached": int(scored.cached_B.sum()),
+        "tokens": scored.tokens,
+        "bundle": answer.model.bundle.manifest.bundle_id,
         "timing_ms": timing_ms,
     }
-
-    def render() -> bytes:
-        request_id = request.state.request_id
-        return score_body(asked, answer.scored, engine.bundle, request_id=request_id, timing_ms=timing_ms)
-
-    if len(items) <= _INLINE_ROWS:
-        content = render()
-    else:
-        content = await asyncio.get_running_loop().run_in_executor(batcher.front, render)
-    return Response(content, media_type="application/json")
+    return timing_ms
 
 
 @router.get("/livez", summary="Is the process alive", responses=_NOT_READY)
 async def livez(request: Request) -> Response:
-    """Answer from the event loop; 503 when the engine thread has died."""
-    service = _service(request)
-    return _health(service, ok=service.batcher is None or service.batcher.alive)
+    """Answer from the event loop; 503 when an engine is lost or a batch does not come back."""
+    service = service_of(request)
+    return _health(service, ok=service.alive)
 
 
 @router.get("/readyz", summary="May traffic come", responses=_NOT_READY)
 async def readyz(request: Request) -> Response:
-    """Say whether the golden replay has passed and the service is not draining."""
-    service = _service(request)
-    alive = service.batcher is not None and service.batcher.alive
-    return _health(service, ok=service.phase == "ready" and alive)
+    """Say whether the golden replay has passed, batches run, and the service is not draining."""
+    service = service_of(request)
+    return _health(service, ok=service.ready)
 
 
 @router.get("/startupz", summary="Has the start finished", responses=_NOT_READY)
 async def startupz(request: Request) -> Response:
     """Say whether the bundle was verified, replayed and warmed."""
-    service = _service(request)
+    service = service_of(request)
     return _health(service, ok=service.phase in {"ready", "draining"})
 
 
 @router.get("/info", summary="What is being served, and its limits", responses=_NOT_READY)
 async def info(request: Request) -> Response:
     """Describe the bundle, the policy of each locale, the limits and the versions."""
-    service = _service(request)
-    engine, _ = service.running()
-    return _json(_describe(service, engine))
+    service = service_of(request)
+    return json_response(_describe(service, service.model))
 
 
 @router.get("/metrics", summary="Prometheus series")
 async def metrics(request: Request) -> Response:
     """Give every series in the text format."""
-    return Response(_service(request).telemetry.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return Response(service_of(request).exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -146,21 +185,8 @@ async def docs(request: Request) -> Response:
     return Response(docs_page(request.app.openapi()), media_type="text/html", headers=headers)
 
 
-@router.post(
-    "/admin/drain",
-    summary="Turn readiness off; loopback only",
-    responses={403: _PROBLEMS[400] | {"description": "Not from loopback"}},
-)
-async def drain(request: Request) -> Response:
-    """Let readiness say 503 while requests are still answered."""
-    if not _is_loopback(request):
-        raise HTTPException(403, "expected a caller on the loopback interface")
-    service = _service(request)
-    service.drain()
-    return _json({"phase": service.phase})
-
-
-def _service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
+    """Give the service behind a request."""
     service: Service = request.app.state.service
     return service
 
@@ -184,32 +210,24 @@ def _timings(answer: Answer, total_s: float) -> Timings:
 def _health(service: Service, *, ok: bool) -> Response:
     if not ok:
         raise NotReadyError(f"expected a ready service, found it {service.phase}")
-    return _json({"status": "ok", "phase": service.phase})
+    return json_response({"status": "ok", "phase": service.phase})
 
 
-def _json(content: object) -> Response:
+def json_response(content: object) -> Response:
+    """Give a JSON response."""
     return Response(to_json(content), media_type="application/json")
 
 
-def _is_loopback(request: Request) -> bool:
-    try:
-        address = ipaddress.ip_address(request.client.host if request.client else "")
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-def _describe(service: Service, engine: Engine) -> dict[str, Any]:
-    bundle, settings = engine.bundle, service.settings
+def _describe(service: Service, model: Model) -> dict[str, Any]:
+    bundle, settings = model.bundle, service.settings
     manifest, policy = bundle.manifest, bundle.policy
     locales = {name: policy.cut_points(name) for name in sorted({*policy.locales, *manifest.locales})}
     return {
         "bundle": manifest.bundle_id,
         "model": manifest.model_id,
         "created": manifest.created,
-        "precision": engine.session.precision,
-        "provider": engine.session.provider,
+        "precision": model.session.precision,
+        "provider": model.session.provider,
         "calibration": bundle.calibrator.version,
         "policy": policy.version,
         "scheme": bundle.scheme.to_dict(),
@@ -227,11 +245,14 @@ def _describe(service: Service, engine: Engine) -> dict[str, Any]:
             "max_query_tokens": manifest.limits.max_query_tokens,
             "max_pair_tokens": manifest.limits.max_pair_tokens,
             "max_chars_per_field": bundle.template.max_chars,
-            "max_queued_pairs": settings.max_queued_pairs,
+            "max_queued_requests": settings.max_queued_requests,
         },
         "default_deadline_ms": settings.default_deadline_ms,
         "keep_unscored": settings.keep_unscored,
-        "threads": settings.threads,
+        "mode": service.mode,
+        "engines": settings.engines,
+        "threads": settings.session_threads,
+        "tokens_per_second": round(model.speed.tokens_per_s),
         "quality": manifest.quality,
         "licences": manifest.licences,
         "versions": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -50,7 +50,25 @@ class ScoreRequest(_Wire):
     sort: Literal["input", "score"] = "input"
     deadline_ms: int | None = Field(default=None, ge=1, le=600_000)
     on_overload: Literal["reject", "partial"] = "reject"
+    priority: Literal["low", "normal", "high"] = "normal"
     explain: bool = False
+
+
+class ReloadRequest(_Wire):
+    """What to serve next; a path that is left out stays, an empty body reads the same paths again.
+
+    `bundle_id` is what the bundle there must be.
+    """
+
+    bundle: str | None = Field(default=None, min_length=1)
+    policy: str | None = Field(default=None, min_length=1)
+    bundle_id: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+
+
+class ModeRequest(_Wire):
+    """Whether items are scored, or all kept unscored."""
+
+    mode: Literal["score", "passthrough"]
 
 
 class ResultOut(_Wire):
@@ -64,7 +82,7 @@ class ResultOut(_Wire):
     kept: bool
     truncated: bool
     source: Literal["model", "cache", "unscored"]
-    reason: Literal["deadline", "overload", "nan", "error"] | None = None
+    reason: Literal["deadline", "overload", "nan", "error", "passthrough"] | None = None
 
 
 class FilteredOut(_Wire):
@@ -142,6 +160,9 @@ class Problem(_Wire):
     retry_after_ms: int | None = None
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
 def parse_score_request(body: bytes, *, max_items: int) -> ScoreRequest:
     """Read the body of `POST /score`.
 
@@ -149,17 +170,9 @@ def parse_score_request(body: bytes, *, max_items: int) -> ScoreRequest:
         more than `max_items` items; NotOfferedError: asks for an explanation.
     """
     try:
-        request = ScoreRequest.model_validate_json(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        if faults[0]["type"] == "json_invalid":
-            raise MalformedBodyError(f"expected JSON in UTF-8: {faults[0]['msg']}") from None
-        if any(fault["type"] == "too_long" and fault["loc"] == ("items",) for fault in faults):
-            raise TooLargeError(f"items: expected at most {max_items}, found more than {MOST_ITEMS}") from None
-        problems = tuple(
-            (_pointer(fault["loc"]), _MESSAGES.get(fault["type"], fault["msg"])) for fault in faults[:_MOST_PROBLEMS]
-        )
-        raise SchemaError(problems) from None
+        request = parse_body(ScoreRequest, body)
+    except TooLongListError:
+        raise TooLargeError(f"items: expected at most {max_items}, found more than {MOST_ITEMS}") from None
     if not request.items:
         raise EmptyRequestError("items: expected at least 1, found none")
     if len(request.items) > max_items:
@@ -167,6 +180,30 @@ def parse_score_request(body: bytes, *, max_items: int) -> ScoreRequest:
     if request.explain:
         raise NotOfferedError("explain: expected false, this bundle carries no rationales to explain with")
     return request
+
+
+class TooLongListError(SchemaError):
+    """A list of more entries than the schema reads."""
+
+
+def parse_body(model: type[M], body: bytes) -> M:
+    """Read a JSON body.
+
+    Raises: MalformedBodyError: not JSON in UTF-8; TooLongListError; SchemaError: breaks the schema in another way.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        if faults[0]["type"] == "json_invalid":
+            raise MalformedBodyError(f"expected JSON in UTF-8: {faults[0]['msg']}") from None
+        kind = TooLongListError if any(fault["type"] == "too_long" for fault in faults) else SchemaError
+        raise kind(
+            tuple(
+                (_pointer(fault["loc"]), _MESSAGES.get(fault["type"], fault["msg"]))
+                for fault in faults[:_MOST_PROBLEMS]
+            )
+        ) from None
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from relevance.errors import InputError, QueryTooLongError, RowError
 from relevance.pairs import BadRows, Pair, read_pairs
-from service.lifecycle import load_engine
-from service.scorer import REASONS, Scored, Scorer
+from service.model import load_model
+from service.scorer import REASONS, TOKEN_BUDGET, Scored, Scorer
 from service.settings import load_settings
 
 _DECIMALS = 6
@@ -75,21 +75,21 @@ def main(argv: list[str]) -> int:
     settings = load_settings(
         bundle=arguments.bundle, policy=arguments.policy, precision=arguments.precision, threads=arguments.threads
     )
-    engine = load_engine(settings)
+    model = load_model(settings)
     part = Part.beside(out)
     origin = {
         "input": _sha256(arguments.file),
-        "bundle": engine.bundle.manifest.bundle_id,
-        "policy": hashlib.sha256(engine.bundle.policy.model_dump_json().encode()).hexdigest(),
-        "precision": engine.session.precision,
+        "bundle": model.bundle.manifest.bundle_id,
+        "policy": hashlib.sha256(model.bundle.policy.model_dump_json().encode()).hexdigest(),
+        "precision": model.session.precision,
         "batch": arguments.batch,
-        "batch_tokens": settings.batch_tokens,
+        "batch_tokens": TOKEN_BUDGET,
         "on_bad_row": arguments.on_bad_row,
     }
     done = part.resume(origin)
     bad_rows = BadRows(policy=arguments.on_bad_row)
     groups = group_pairs(read_pairs(arguments.file, bad_rows), at_most=arguments.batch)
-    n_rows = _score_groups(engine.scorer, groups, part, done, bad_rows=bad_rows, where=arguments.file.name)
+    n_rows = _score_groups(model.scorer, groups, part, done, bad_rows=bad_rows, where=arguments.file.name)
     _publish(part, out)
     sys.stderr.write(f"relevance score: {n_rows} rows → {out}; {bad_rows.count} bad rows skipped\n")
     for error in bad_rows.first:

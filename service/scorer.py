@@ -1,7 +1,8 @@
 """The scorer: query and items in, scores and tiers out. Pure and thread-safe; all model work of the service is here.
 
-Its three steps are public, because the batcher runs them on different threads: `prepare` (texts → token ids), `run`
-(token ids → logits, batch by batch) and `finish` (logits → scores, tiers, kept). Suffixes: B pairs, K classes.
+Its steps are public, because the batcher runs them on different threads: `texts` (items → cleaned texts), `tokenize`
+(texts → token ids), `run` (token ids → logits, batch by batch) and `finish` (logits → scores, tiers, kept).
+Suffixes: B pairs, K classes.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from relevance.bundle import Bundle
 from relevance.calibration import expected_gain
 from relevance.pairs import Item
 from relevance.tokenization import N_SPECIAL, PairBatch, TokenIds
+from service.pair_cache import Found
 
-Reason = Literal["deadline", "overload", "nan", "error"]
-REASONS: tuple[Reason, ...] = ("deadline", "overload", "nan", "error")
+Reason = Literal["deadline", "overload", "nan", "error", "passthrough"]
+REASONS: tuple[Reason, ...] = ("deadline", "overload", "nan", "error", "passthrough")
 """Why a pair has no score; `Scored.reason_B` holds 1 + the index here, 0 for a scored pair."""
 MAX_WASTE = 1.25
 MIN_BATCH_TOKENS = 256
+TOKEN_BUDGET = 2048
+"""Of a batch, pairs × padded length, where no speed was measured: offline scoring."""
+_NO_TOKENS: TokenIds = np.empty(0, dtype=np.int32)
 
 
 class Session(Protocol):
@@ -34,11 +39,25 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """One request's cleaned texts.
+
+    Args: policy_locale: whose cut points will be used; cut_B: a field was longer than the characters read of it.
+    """
+
+    query: str
+    items: list[str]
+    policy_locale: str
+    cut_B: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """One request's pairs as token ids.
 
-    Args: query: cleaned; policy_locale: whose cut points will be used; query_ids, item_ids: without special tokens;
-        length_B: tokens of each pair, specials included; truncated_B: not all of the item is read; tokenize_s: spent.
+    Args: query: cleaned; policy_locale: whose cut points will be used; query_ids, item_ids: without special tokens,
+        empty for known pairs; length_B: tokens of each pair, specials included; truncated_B: not all of the item is
+        read; tokenize_s: spent; known: pairs that need no session.
     """
 
     query: str
@@ -48,19 +67,23 @@ class Prepared:
     length_B: NDArray[np.int64]
     truncated_B: NDArray[np.bool_]
     tokenize_s: float
+    known: Found | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """What a session gave for prepared pairs.
+    """What sessions and caches gave for prepared pairs.
 
-    Args: logits_BK: float32, NaN where not reached; reached_B: False = stopped before its batch; batches: (pairs,
-        padded length, real tokens) of each batch run; infer_s: spent.
+    Args: logits_BK: float32, NaN where there are none; reason_B: 0 = there are logits, else see REASONS; cached_B: not
+        computed for this request; tokens, padded_tokens: its own share of the batches; infer_s: seconds of the batches
+        that it took part in.
     """
 
     logits_BK: NDArray[np.float32]
-    reached_B: NDArray[np.bool_]
-    batches: tuple[tuple[int, int, int], ...]
+    reason_B: NDArray[np.int8]
+    cached_B: NDArray[np.bool_]
+    tokens: int
+    padded_tokens: int
     infer_s: float
 
 
@@ -69,9 +92,9 @@ class Scored:
     """What the service knows of one request's pairs, in the order given.
 
     Args: score_B: float64 in [0, 1], 0 where unscored; tier_B: 0–4; label_B: index of the class named by the policy;
-        kept_B; truncated_B; reason_B: 0 = scored, else see REASONS; policy_locale; certified: False means that this
-        locale filters nothing by itself; tokens, padded_tokens: read, and computed on; tokenize_s, infer_s, post_s:
-        spent.
+        kept_B; truncated_B; cached_B; length_B: tokens; reason_B: 0 = scored, else see REASONS; policy_locale;
+        certified: False means that this locale filters nothing by itself; tokens, padded_tokens: read, and computed on;
+        tokenize_s, infer_s, post_s: spent.
     """
 
     score_B: NDArray[np.float64]
@@ -79,6 +102,8 @@ class Scored:
     label_B: NDArray[np.int64]
     kept_B: NDArray[np.bool_]
     truncated_B: NDArray[np.bool_]
+    cached_B: NDArray[np.bool_]
+    length_B: NDArray[np.int64]
     reason_B: NDArray[np.int8]
     policy_locale: str
     certified: bool
@@ -114,16 +139,25 @@ def plan_batches(length_B: NDArray[np.int64], token_budget: int) -> list[NDArray
 
 
 class Scorer:
-    """Scores the items of one query with one bundle and one session; any thread may call any method.
+    """Scores the items of one query with one bundle; any thread may call any method.
 
-    Args: token_budget: of a batch, pairs × padded length; keep_unscored: whether pairs without a score are kept.
+    Args: session: for whoever calls first; more_sessions: of the same graph, one for each further engine thread;
+        keep_unscored: whether pairs without a score are kept; token_budget: of a batch of `run`, pairs × padded length.
     """
 
-    def __init__(self, bundle: Bundle, session: Session, *, token_budget: int, keep_unscored: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        *,
+        more_sessions: Sequence[Session] = (),
+        keep_unscored: bool = True,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> None:
         self.bundle = bundle
-        self._session = session
+        self.sessions = (session, *more_sessions)
+        self.keep_unscored = keep_unscored
         self._token_budget = token_budget
-        self._keep_unscored = keep_unscored
 
     def score(
         self, query: str, items: Sequence[Item], *, locale: str | None = None, min_tier: int | None = None
@@ -141,42 +175,64 @@ class Scorer:
 
         Raises: QueryTooLongError: if the query has more tokens than the bundle allows.
         """
-        started = perf_counter()
-        template, tokenizer = self.bundle.template, self.bundle.tokenizer
-        query_text = template.query_text(query)
-        query_ids = tokenizer.encode_query(query_text)
-        item_ids = tokenizer.encode_items([template.item_text(item) for item in items])
-        n_item_B = np.fromiter(map(len, item_ids), dtype=np.int64, count=len(items))
-        room = tokenizer.item_budget(query_ids)
-        cut_B = np.fromiter((self._too_many_chars(item) for item in items), dtype=bool, count=len(items))
-        return Prepared(
-            query=query_text,
+        return self.tokenize(self.texts(query, items, locale=locale))
+
+    def texts(self, query: str, items: Sequence[Item], *, locale: str | None = None) -> Texts:
+        """Clean the texts of one request."""
+        template = self.bundle.template
+        return Texts(
+            query=template.query_text(query),
+            items=[template.item_text(item) for item in items],
             policy_locale=self.bundle.policy.resolve(locale),
-            query_ids=query_ids,
-            item_ids=item_ids,
-            length_B=np.minimum(n_item_B, room) + (len(query_ids) + N_SPECIAL),
-            truncated_B=(n_item_B > room) | cut_B,
-            tokenize_s=perf_counter() - started,
+            cut_B=np.fromiter((self._too_many_chars(item) for item in items), dtype=bool, count=len(items)),
         )
 
+    def tokenize(self, texts: Texts, known: Found | None = None) -> Prepared:
+        """Tokenise the texts of the pairs that are not known.
+
+        Raises: QueryTooLongError: if the query has more tokens than the bundle allows.
+        """
+        started = perf_counter()
+        tokenizer = self.bundle.tokenizer
+        query_ids = tokenizer.encode_query(texts.query)
+        n = len(texts.items)
+        if known is None:
+            item_ids = tokenizer.encode_items(texts.items)
+        else:
+            item_ids = [_NO_TOKENS] * n
+            missing = np.flatnonzero(~known.found_B).tolist()
+            new = tokenizer.encode_items([texts.items[row] for row in missing])
+            for row, ids in zip(missing, new, strict=True):
+                item_ids[row] = ids
+        n_item_B = np.fromiter(map(len, item_ids), dtype=np.int64, count=n)
+        room = tokenizer.item_budget(query_ids)
+        length_B = np.minimum(n_item_B, room) + (len(query_ids) + N_SPECIAL)
+        truncated_B = (n_item_B > room) | texts.cut_B
+        if known is not None:
+            length_B = np.where(known.found_B, known.length_B, length_B)
+            truncated_B = np.where(known.found_B, known.truncated_B, truncated_B)
+        tokenize_s = perf_counter() - started
+        return Prepared(texts.query, texts.policy_locale, query_ids, item_ids, length_B, truncated_B, tokenize_s, known)
+
     def run(self, prepared: Prepared, *, stop: Callable[[], bool] | None = None) -> Logits:
-        """Run the session over prepared pairs.
+        """Run the first session over prepared pairs, on this thread.
 
         Args: stop: asked before each batch; True leaves the rest unscored.
         """
         started = perf_counter()
         n = len(prepared.item_ids)
         logits_BK = np.full((n, self.bundle.scheme.n_classes), np.nan, dtype=np.float32)
-        reached_B = np.zeros(n, dtype=bool)
-        batches = []
+        reason_B = np.full(n, reason_code("deadline"), dtype=np.int8)
+        tokens = padded_tokens = 0
         for rows in plan_batches(prepared.length_B, self._token_budget):
             if stop is not None and stop():
                 break
             batch = self.batch(prepared, rows)
-            logits_BK[rows] = self._session.run(batch)
-            reached_B[rows] = True
-            batches.append((*batch.input_ids_BL.shape, int(prepared.length_B[rows].sum())))
-        return Logits(logits_BK, reached_B, tuple(batches), perf_counter() - started)
+            logits_BK[rows] = self.sessions[0].run(batch)
+            reason_B[rows] = 0
+            tokens += int(prepared.length_B[rows].sum())
+            padded_tokens += batch.input_ids_BL.size
+        return Logits(logits_BK, reason_B, np.zeros(n, dtype=bool), tokens, padded_tokens, perf_counter() - started)
 
     def batch(self, prepared: Prepared, rows: NDArray[np.int64]) -> PairBatch:
         """Assemble the padded batch of some prepared pairs."""
@@ -190,9 +246,9 @@ class Scorer:
         """
         started = perf_counter()
         finite_B = np.asarray(np.isfinite(logits.logits_BK).all(axis=1))
-        reason_B = np.where(finite_B, 0, _code("nan")).astype(np.int8)
-        reason_B[~logits.reached_B] = _code("deadline")
-        safe_BK = np.where(finite_B[:, None], logits.logits_BK, np.float32(0))
+        reason_B = np.where((logits.reason_B == 0) & ~finite_B, reason_code("nan"), logits.reason_B).astype(np.int8)
+        has_score_B = reason_B == 0
+        safe_BK = np.where(has_score_B[:, None], logits.logits_BK, np.float32(0))
         bundle, locale = self.bundle, prepared.policy_locale
         probabilities_BK = bundle.calibrator.probabilities(safe_BK, locale)
         score_B = expected_gain(probabilities_BK, bundle.scheme)
@@ -200,32 +256,36 @@ class Scorer:
             score_B, probabilities_BK, bundle.scheme, policy_locale=locale, query=prepared.query, min_tier=min_tier
         )
         return Scored(
-            score_B=np.where(finite_B, score_B, 0.0),
+            score_B=np.where(has_score_B, score_B, 0.0),
             tier_B=decision.tier_B,
             label_B=decision.label_B,
-            kept_B=np.where(finite_B, decision.kept_B, self._keep_unscored),
+            kept_B=np.where(has_score_B, decision.kept_B, self.keep_unscored),
             truncated_B=prepared.truncated_B,
+            cached_B=logits.cached_B & has_score_B,
+            length_B=prepared.length_B,
             reason_B=reason_B,
             policy_locale=locale,
             certified=decision.certified,
-            tokens=sum(real for _, _, real in logits.batches),
-            padded_tokens=sum(rows * length for rows, length, _ in logits.batches),
+            tokens=logits.tokens,
+            padded_tokens=logits.padded_tokens,
             tokenize_s=prepared.tokenize_s,
             infer_s=logits.infer_s,
             post_s=perf_counter() - started,
         )
 
     def unscored(self, n: int, reason: Reason, *, locale: str | None = None) -> Scored:
-        """Give the answer for n pairs that no model looked at."""
+        """Give the answer for n pairs that no model looked at; passthrough keeps them all."""
         zeros = np.zeros(n, dtype=np.int64)
         policy_locale = self.bundle.policy.resolve(locale)
         return Scored(
             score_B=zeros.astype(np.float64),
             tier_B=zeros,
             label_B=zeros,
-            kept_B=np.full(n, self._keep_unscored),
+            kept_B=np.full(n, self.keep_unscored or reason == "passthrough"),
             truncated_B=np.zeros(n, dtype=bool),
-            reason_B=np.full(n, _code(reason), dtype=np.int8),
+            cached_B=np.zeros(n, dtype=bool),
+            length_B=zeros,
+            reason_B=np.full(n, reason_code(reason), dtype=np.int8),
             policy_locale=policy_locale,
             certified=self.bundle.policy.cut_points(policy_locale).certified,
         )
@@ -237,5 +297,6 @@ class Scorer:
         return any(len(item.field(name) or "") > template.max_chars for name in template.fields)
 
 
-def _code(reason: Reason) -> int:
+def reason_code(reason: Reason) -> int:
+    """Give the number that stands for a reason in `reason_B`."""
     return 1 + REASONS.index(reason)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from relevance.bundle import Precision
@@ -44,34 +44,64 @@ def default_threads() -> int:
 class Settings(BaseSettings):
     """Everything that can be configured; unknown `RELEVANCE_` names are left alone, wrong values refused.
 
-    Args: policy: a policy.toml instead of the bundle's own; precision: auto takes the first of the provider's order
-        that passed its gate; threads: intra-op threads of the session, default from the CPU quota; max_items: of one
-        request; max_queued_pairs: pairs that may wait for the engine before requests are shed; batch_tokens: token
-        budget of a batch (pairs × padded length); keep_unscored: whether items that could not be scored are kept
-        (fail-open); item_cache_entries, item_cache_bytes: bounds of the item-token cache, 0 entries turn it off;
-        drain_s: how long SIGTERM keeps serving while readiness says 503; shutdown_s: how long in-flight requests may
-        take after that.
+    What each means, with its unit, is in docs/operations.md; the names say it shortly. `None` turns an option off.
     """
 
     model_config = SettingsConfigDict(env_prefix="RELEVANCE_", frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    admin_port: int | None = Field(default=None, ge=1, le=65535)
+    api_keys: Path | None = None
+
     bundle: Path = DEFAULT_BUNDLE
+    bundle_id: str | None = None
     policy: Path | None = None
     precision: Literal["auto"] | Precision = "auto"
     provider: Literal["cpu", "cuda"] = "cpu"
-    threads: int = Field(default_factory=default_threads, ge=1, le=1024)
+    mode: Literal["score", "passthrough"] = "score"
+
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    engines: int = Field(default=1, ge=1, le=64)
+    prefetch: bool | None = None
+    batch_ms: float | None = Field(default=None, gt=0)
     max_items: int = Field(default=4096, ge=1, le=MOST_ITEMS)
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    max_queued_pairs: int = Field(default=4 * 4096, ge=1)
+    max_queued_requests: int = Field(default=1024, ge=1)
     default_deadline_ms: int = Field(default=30_000, ge=1)
-    batch_tokens: int = Field(default=2048, ge=64)
     keep_unscored: bool = True
+
     item_cache_entries: int = Field(default=50_000, ge=0)
     item_cache_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    pair_cache_bytes: int = Field(default=128 * 1024 * 1024, ge=0)
+    redis_url: SecretStr | None = None
+    redis_timeout_ms: float = Field(default=10, gt=0)
+    redis_ttl_s: int = Field(default=86_400, ge=1)
+
+    shadow_bundle: Path | None = None
+    shadow_rate: float = Field(default=0.05, gt=0, le=1)
+    shadow_budget: float = Field(default=0.1, gt=0, le=1)
+
+    pair_log: Path | None = None
+    pair_log_rate: float = Field(default=0.01, gt=0, le=1)
+    pair_log_bytes: int = Field(default=1024**3, ge=1024**2)
+    pair_log_redact: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    tracing: bool = False
+
+    hang_s: float = Field(default=30, gt=0)
+    canary_s: float = Field(default=15, gt=0)
     drain_s: float = Field(default=2.0, ge=0)
     shutdown_s: int = Field(default=30, ge=1)
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds of a batch: as set, else 40 ms on a CPU and 8 ms on a GPU."""
+        return (self.batch_ms or (8.0 if self.provider == "cuda" else 40.0)) / 1000
+
+    @property
+    def session_threads(self) -> int:
+        """Intra-op threads of each engine's session: as set, else the CPU quota shared by the engines."""
+        return self.threads or max(1, default_threads() // self.engines)
 
 
 def load_settings(**options: Any) -> Settings:  # noqa: ANN401 - values of any field

@@ -9,7 +9,7 @@ import pytest
 
 from relevance.bundle import open_bundle
 from relevance.pairs import Item, write_labelled_pairs
-from service.lifecycle import load_engine
+from service.model import load_model
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +64,8 @@ def test_the_bundle_verifies_and_scores(finished):
     """What the pipeline made passes `relevance verify`, and the service's own engine gives tiers."""
     run, _ = finished
     verified = relevance("verify", run / "export" / "bundle")
-    engine = load_engine(Settings(bundle=run / "export" / "bundle"))
-    scored = engine.scorer.score("red desk lamp", [Item("red desk lamp"), Item("steel water bottle")], locale="us")
+    model = load_model(Settings(bundle=run / "export" / "bundle"))
+    scored = model.scorer.score("red desk lamp", [Item("red desk lamp"), Item("steel water bottle")], locale="us")
 
     assert verified.returncode == 0, verified.stderr
     assert ((scored.score_B >= 0) & (scored.score_B <= 1)).all()

@@ -1,7 +1,8 @@
-"""Real servers in processes of their own, and the engine of the tiny bundle."""
+"""Real servers in processes of their own, and the model of the tiny bundle."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -9,28 +10,77 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import pytest
 
-from service.lifecycle import Engine, load_engine
+from service.model import Model, load_model
 from service.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
+FAULTY = Path(__file__).with_name("faulty_server.py")
 START_TIMEOUT_S = 60
 
 
 @dataclass
 class Server:
-    """A running service, what it wrote, and a client of it."""
+    """A running service, what it wrote, and a client of it; faults: the folder that a faulty one obeys."""
 
     process: subprocess.Popen[bytes]
     output: IO[str]
     client: httpx.Client
+    faults: Path | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.client.base_url.port or 0
+
+    def connect(self) -> socket.socket:
+        """Give a bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), START_TIMEOUT_S)
+
+    def metrics(self) -> dict[str, float]:
+        """Give the value of each series."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return {name: float(value) for name, value in (ln.rsplit(" ", 1) for ln in lines if not ln.startswith("#"))}
+
+    def post_apart(self, bodies: Sequence[dict[str, Any]], **headers: str) -> list[Future[httpx.Response]]:
+        """Send each body to /score on a connection of its own, all at the same time."""
+        pool = ThreadPoolExecutor(len(bodies))
+        url = str(self.client.base_url.join("/score"))
+        ask = partial(httpx.post, url, headers=headers, timeout=START_TIMEOUT_S)
+        futures = [pool.submit(ask, json=body) for body in bodies]
+        pool.shutdown(wait=False)
+        return futures
+
+    def wait_for(self, series: str, at_least: float) -> None:
+        """Return when a series has reached a value."""
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while (found := self.metrics()[series]) < at_least:
+            assert time.monotonic() < give_up, f"expected {series} to reach {at_least}, found {found}"
+            time.sleep(0.01)
+
+    def set_engine(self, *steps: str) -> None:
+        """Tell a faulty one what its next runs do, one step each, the last one for ever."""
+        self._tell("engine", " ".join(steps))
+
+    def set_clock(self, seconds: float) -> None:
+        """Tell a faulty one by how much its wall clock is wrong."""
+        self._tell("clock", str(seconds))
+
+    def _tell(self, name: str, text: str) -> None:
+        assert self.faults is not None
+        made = Path(tempfile.mkstemp(dir=self.faults)[1])
+        made.write_text(text)
+        made.replace(self.faults / name)
 
     def lines(self) -> list[str]:
         """Give what the service has written so far."""
@@ -43,12 +93,19 @@ class Server:
         return self.process.wait(START_TIMEOUT_S)
 
 
-def run_service(output: IO[str], *options: str, **settings: str) -> subprocess.Popen[bytes]:
-    """Start `python -m service` with options and settings; what it writes goes to a file, so that it never blocks."""
+def run_service(output: IO[str], *options: str, faults: Path | None = None, **settings: str) -> subprocess.Popen[bytes]:
+    """Start `python -m service` with options and settings; what it writes goes to a file, so that it never blocks.
+
+    Args: faults: a folder, to start the launcher that obeys it instead.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RELEVANCE_")}
     environment |= {f"RELEVANCE_{name.upper()}": value for name, value in settings.items()}
+    program = ["-m", "service"]
+    if faults is not None:
+        program = [str(FAULTY)]
+        environment |= {"FAULTS": str(faults), "PYTHONPATH": str(PROJECT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "service", *options],
+        [sys.executable, *program, *options],
         cwd=PROJECT,
         env=environment,
         stdout=output,
@@ -56,19 +113,19 @@ def run_service(output: IO[str], *options: str, **settings: str) -> subprocess.P
     )
 
 
-def start_server(bundle: Path, **settings: str) -> Server:
+def start_server(bundle: Path, *, faults: Path | None = None, **settings: str) -> Server:
     """Start a server on a free port and wait until it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with its server
-    process = run_service(output, "--port", str(port), "--bundle", str(bundle), **settings)
+    process = run_service(output, "--port", str(port), "--bundle", str(bundle), faults=faults, **settings)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT_S)
     give_up = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up and process.poll() is None:
         try:
             if client.get("/readyz").status_code == 200:
-                return Server(process, output, client)
+                return Server(process, output, client, faults)
         except httpx.TransportError:
             time.sleep(0.02)
     process.kill()
@@ -85,18 +142,18 @@ def settings(tiny_bundle: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def engine(settings: Settings) -> Engine:
-    """The engine of the tiny bundle."""
-    return load_engine(settings)
+def model(settings: Settings) -> Model:
+    """The model of the tiny bundle."""
+    return load_model(settings)
 
 
-@pytest.fixture
-def launch(tiny_bundle: Path) -> Iterator[Callable[..., Server]]:
-    """Start servers with settings of their own; all are gone at the end of the test."""
+@contextmanager
+def _servers(tiny_bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(**settings: str) -> Server:
-        servers.append(start_server(tiny_bundle, **settings))
+    def start(bundle: Path = tiny_bundle, *, faulty: bool = False, **settings: str) -> Server:
+        faults = folders.mktemp("faults") if faulty else None
+        servers.append(start_server(bundle, faults=faults, **settings))
         return servers[-1]
 
     yield start
@@ -105,6 +162,33 @@ def launch(tiny_bundle: Path) -> Iterator[Callable[..., Server]]:
         server.process.kill()
         server.process.wait()
         server.output.close()
+
+
+@pytest.fixture
+def launch(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start servers with settings of their own, `faulty=True` for one that obeys; all are gone at the test's end."""
+    with _servers(tiny_bundle, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def launch_shared(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start servers as `launch` does, for all tests of a module."""
+    with _servers(tiny_bundle, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def fresh_body() -> Callable[..., dict[str, Any]]:
+    """Give bodies of requests whose pairs no cache knows; more fields as given."""
+    numbers = itertools.count()
+
+    def make(n_items: int = 3, **fields: object) -> dict[str, Any]:
+        number = next(numbers)
+        items = [{"id": i, "title": f"garden hose {number}, {i} m, with brass nozzle"} for i in range(n_items)]
+        return {"query": f"garden hose {number}", "items": items, "min_tier": 0} | fields
+
+    return make
 
 
 @pytest.fixture(scope="session")

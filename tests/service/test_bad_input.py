@@ -195,7 +195,7 @@ def test_a_streamed_body_over_the_limit_is_a_413(server):
         {"content-type": "text/plain"},
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "application/json; charset=latin-1"},
-        {"content-encoding": "gzip"},
+        {"content-encoding": "br"},
     ],
 )
 def test_another_content_type_or_encoding_is_a_415(server, headers):

@@ -10,7 +10,7 @@ import pytest
 
 from relevance.errors import InputError, RowError
 from relevance.pairs import Item
-from service.lifecycle import Engine
+from service.model import Model
 from service.score_file import Part, main
 
 QUERIES = ("steel kettle", "trail running shoes", "desk lamp usb", "taza de cerámica")
@@ -37,7 +37,7 @@ def _run(file: Path, bundle: Path, *options: str) -> None:
     assert main([str(file), "--bundle", str(bundle), "--threads", "1", *options]) == 0
 
 
-def test_the_file_gets_the_numbers_of_the_service(file, tiny_bundle, engine: Engine, server):
+def test_the_file_gets_the_numbers_of_the_service(file, tiny_bundle, model: Model, server):
     """Score and tier of each row equal the scorer's and what /score answers, to 1e-4."""
     _run(file, tiny_bundle)
 
@@ -51,7 +51,7 @@ def test_the_file_gets_the_numbers_of_the_service(file, tiny_bundle, engine: Eng
         assert [row["item_id"] for row in group] == [row["id"] for row in answer]
         assert [row["score"] for row in group] == pytest.approx([row["score"] for row in answer], abs=1e-4)
         assert [row["label"] for row in group] == [row["label"] for row in answer]
-        kept = engine.scorer.score(query, [Item(i["title"]) for i in items], locale="us").kept_B
+        kept = model.scorer.score(query, [Item(i["title"]) for i in items], locale="us").kept_B
         assert [row["kept"] for row in group] == kept.tolist()
 
 

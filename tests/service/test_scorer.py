@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from relevance.calibration import expected_gain
 from relevance.errors import QueryTooLongError
 from relevance.pairs import Item
-from service.lifecycle import Engine
+from service.model import Model
 from service.scorer import REASONS, Scorer, plan_batches
 
 WORDS = st.sampled_from(
@@ -45,29 +45,29 @@ def test_one_long_outlier_does_not_pad_the_short_ones():
 
 @hypothesis_settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(titles=st.lists(TITLES, min_size=1, max_size=12), seed=st.integers(0, 999), budget=st.integers(64, 2000))
-def test_a_pair_gets_the_same_logits_alone_and_in_any_batch_order_or_padding(engine: Engine, titles, seed, budget):
+def test_a_pair_gets_the_same_logits_alone_and_in_any_batch_order_or_padding(model: Model, titles, seed, budget):
     """Logits agree to 1e-4 between one pair a call, one request, a shuffled request, and forced padding."""
     items = [Item(title) for title in titles]
     order = np.random.default_rng(seed).permutation(len(items))
-    scorer = Scorer(engine.bundle, engine.session, token_budget=budget)
+    scorer = Scorer(model.bundle, model.session, token_budget=budget)
 
     prepared = scorer.prepare("red kettle", items)
     together_BK = scorer.run(prepared).logits_BK
     shuffled_BK = scorer.run(scorer.prepare("red kettle", [items[i] for i in order])).logits_BK
     alone_BK = np.concatenate([scorer.run(scorer.prepare("red kettle", [item])).logits_BK for item in items])
-    tokenizer = engine.bundle.tokenizer
+    tokenizer = model.bundle.tokenizer
     queries = [prepared.query_ids] * len(items)
     padded = tokenizer.collate(queries, prepared.item_ids, pad_to=tokenizer.max_pair_tokens)
 
     assert np.abs(together_BK - alone_BK).max() <= 1e-4
     assert np.abs(shuffled_BK - together_BK[order]).max() <= 1e-4
-    assert np.abs(engine.session.run(padded) - alone_BK).max() <= 1e-4
+    assert np.abs(model.session.run(padded) - alone_BK).max() <= 1e-4
 
 
-def test_score_tier_label_and_kept_follow_from_the_logits(engine: Engine):
+def test_score_tier_label_and_kept_follow_from_the_logits(model: Model):
     """score = expected gain of the calibrated probabilities, label = most probable class, kept = tier ≥ min_tier."""
     items = [Item("steel kettle"), Item("trail shoes"), Item("desk lamp")]
-    bundle, scorer = engine.bundle, engine.scorer
+    bundle, scorer = model.bundle, model.scorer
 
     scored = scorer.score("kettle", items, min_tier=3)
 
@@ -93,10 +93,10 @@ class _NanSession:
 
 
 @pytest.mark.parametrize("keep_unscored", [True, False])
-def test_a_row_with_nan_becomes_unscored_and_its_neighbours_do_not(engine: Engine, keep_unscored: bool):
+def test_a_row_with_nan_becomes_unscored_and_its_neighbours_do_not(model: Model, keep_unscored: bool):
     """One NaN logit leaves its row without a score, kept as configured; the other rows are finite."""
-    session = _NanSession(engine.bundle.scheme.n_classes)
-    scorer = Scorer(engine.bundle, session, token_budget=4096, keep_unscored=keep_unscored)
+    session = _NanSession(model.bundle.scheme.n_classes)
+    scorer = Scorer(model.bundle, session, token_budget=4096, keep_unscored=keep_unscored)
 
     scored = scorer.score("kettle", [Item("kettle"), Item("lamp"), Item("shoe")], min_tier=0)
 
@@ -105,9 +105,9 @@ def test_a_row_with_nan_becomes_unscored_and_its_neighbours_do_not(engine: Engin
     assert np.isfinite(scored.score_B).all()
 
 
-def test_rows_not_reached_are_unscored_with_reason_deadline(engine: Engine):
+def test_rows_not_reached_are_unscored_with_reason_deadline(model: Model):
     """A stop after the first batch leaves the later batches' rows with reason deadline."""
-    scorer = Scorer(engine.bundle, engine.session, token_budget=64)
+    scorer = Scorer(model.bundle, model.session, token_budget=64)
     answers = iter([False, True])
     prepared = scorer.prepare("kettle", [Item("steel kettle " * (1 + i)) for i in range(12)])
 
@@ -119,39 +119,39 @@ def test_rows_not_reached_are_unscored_with_reason_deadline(engine: Engine):
     assert {0, 1 + REASONS.index("deadline")} == set(scored.reason_B.tolist())
 
 
-def test_truncation_is_flagged_for_too_many_tokens_and_too_many_characters(engine: Engine):
+def test_truncation_is_flagged_for_too_many_tokens_and_too_many_characters(model: Model):
     """A title of more tokens than fit and a title of more characters than are read are flagged, a short one is not."""
-    many_blanks = "lamp" + " " * (engine.bundle.template.max_chars + 1) + "shade"
+    many_blanks = "lamp" + " " * (model.bundle.template.max_chars + 1) + "shade"
 
-    scored = engine.scorer.score("lamp", [Item("desk lamp"), Item("lamp " * 500), Item(many_blanks)])
+    scored = model.scorer.score("lamp", [Item("desk lamp"), Item("lamp " * 500), Item(many_blanks)])
 
     assert scored.truncated_B.tolist() == [False, True, True]
 
 
-def test_a_warm_item_cache_changes_no_logit(engine: Engine):
+def test_a_warm_item_cache_changes_no_logit(model: Model):
     """The second call reads its item tokens from the cache and gives the same numbers."""
     items = [Item(f"ceramic mug number {i}") for i in range(20)]
 
-    first, second = (engine.scorer.score("mug", items) for _ in range(2))
+    first, second = (model.scorer.score("mug", items) for _ in range(2))
 
     assert first.score_B.tolist() == second.score_B.tolist()
-    assert "ceramic mug number 7" in engine.bundle.tokenizer.item_cache
+    assert "ceramic mug number 7" in model.bundle.tokenizer.item_cache
 
 
-def test_a_query_over_the_token_limit_is_refused(engine: Engine):
+def test_a_query_over_the_token_limit_is_refused(model: Model):
     """Queries are never cut: one with too many tokens raises, naming the limit."""
-    limit = engine.bundle.manifest.limits.max_query_tokens
+    limit = model.bundle.manifest.limits.max_query_tokens
 
     with pytest.raises(QueryTooLongError, match=f"at most {limit} tokens"):
-        engine.scorer.score("kettle " * (limit + 1), [Item("kettle")])
+        model.scorer.score("kettle " * (limit + 1), [Item("kettle")])
 
 
-def test_an_uncertified_locale_filters_nothing_by_itself(engine: Engine):
+def test_an_uncertified_locale_filters_nothing_by_itself(model: Model):
     """With `certified` False every row is kept, whatever its tier; the caller's min_tier still filters."""
-    policy = engine.bundle.policy
+    policy = model.bundle.policy
     uncertified = policy.model_copy(update={"pooled": policy.pooled.model_copy(update={"certified": False})})
-    bundle = replace(engine.bundle, policy=uncertified)
-    scorer = Scorer(bundle, engine.session, token_budget=2048)
+    bundle = replace(model.bundle, policy=uncertified)
+    scorer = Scorer(bundle, model.session, token_budget=2048)
     items = [Item("steel kettle"), Item("running shoes")]
 
     assert scorer.score("kettle", items).kept_B.tolist() == [True, True]

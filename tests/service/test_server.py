@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from relevance.pairs import Item
-from service.lifecycle import Engine
+from service.model import Model
 
 ITEMS = [
     {"id": "k-1", "title": "Steel kettle 1.7 l", "brand": "Hearthside"},
@@ -27,11 +27,11 @@ def _score(client: httpx.Client, **changes) -> dict:
     return answer.json()
 
 
-def test_every_item_is_answered_in_input_order_with_its_id_unchanged(server, engine: Engine):
+def test_every_item_is_answered_in_input_order_with_its_id_unchanged(server, model: Model):
     """Ids keep their type, duplicates are allowed, scores equal the scorer's to 1e-4."""
     body = _score(server.client, min_tier=0)
 
-    expected = engine.scorer.score(BODY["query"], [Item(**item) for item in ITEMS], locale="en-US")
+    expected = model.scorer.score(BODY["query"], [Item(**item) for item in ITEMS], locale="en-US")
     assert [row["id"] for row in body["results"]] == ["k-1", 7, "k-1", -3]
     assert [row["index"] for row in body["results"]] == [0, 1, 2, 3]
     assert pytest.approx(expected.score_B, abs=1e-4) == [row["score"] for row in body["results"]]
@@ -99,11 +99,11 @@ def test_a_ready_service_is_healthy(server, path: str):
     assert server.client.get(path).json() == {"status": "ok", "phase": "ready"}
 
 
-def test_info_tells_limits_locales_and_certificates(server, engine: Engine):
+def test_info_tells_limits_locales_and_certificates(server, model: Model):
     """What a client needs to chunk its requests and to read the tiers."""
     info = server.client.get("/info").json()
 
-    assert engine.bundle.manifest.bundle_id == info["bundle"]
+    assert model.bundle.manifest.bundle_id == info["bundle"]
     assert (info["limits"]["max_items"], info["limits"]["max_body_bytes"]) == (600, 2_000_000)
     assert info["default_deadline_ms"] == 30_000
     assert {"support", "certified", "epsilon", "n_exact", "bound"} <= set(next(iter(info["locales"].values())))
@@ -193,7 +193,7 @@ def test_sigterm_finishes_the_request_in_flight_and_exits_0(launch):
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(running.client.post, "/score", json={"query": "kettle", "items": items, "min_tier": 0})
         with httpx.Client(base_url=running.client.base_url) as other:
-            while "relevance_queued_pairs 4096.0" not in other.get("/metrics").text:
+            while "relevance_queue_requests 1.0" not in other.get("/metrics").text:
                 assert not answer.done()
         status = running.terminate()
         body = answer.result().json()

@@ -1,0 +1,175 @@
+"""A flow: one admitted request on its way through the engines, row by row, and the batches its rows travel in.
+
+Only the queue changes a flow, under the queue's lock. Suffixes: B pairs of a request, N rows of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relevance.errors import RelevanceError
+from relevance.tokenization import PairBatch
+from service.admission import Ticket
+from service.scorer import MAX_WASTE, MIN_BATCH_TOKENS, Logits, Prepared, Reason, Scorer, reason_code
+from service.speed import Speed
+from service.tracing import RequestSpan
+
+
+class Flow:
+    """One request's rows: waiting (sorted by length), running in a batch, following another request's row, or done.
+
+    Args: prepared: its pairs; known ones are done from the start; keys: cache key of each pair, None shares nothing;
+        ticket: what admission gave; span: of its trace.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        speed: Speed,
+        prepared: Prepared,
+        *,
+        ticket: Ticket,
+        keys: Sequence[bytes] | None = None,
+        span: RequestSpan | None = None,
+    ) -> None:
+        self.scorer, self.speed, self.prepared, self.ticket, self.span = scorer, speed, prepared, ticket, span
+        self.keys = keys
+        n = len(prepared.item_ids)
+        known = prepared.known
+        if known is None:
+            self.logits_BK = np.full((n, scorer.bundle.scheme.n_classes), np.nan, dtype=np.float32)
+            self.cached_B = np.zeros(n, dtype=bool)
+        else:
+            self.logits_BK, self.cached_B = known.logits_BK, known.found_B.copy()
+        self.reason_B = np.where(self.cached_B, 0, reason_code("deadline")).astype(np.int8)
+        waiting = np.flatnonzero(~self.cached_B)
+        waiting = waiting[np.argsort(prepared.length_B[waiting], kind="stable")]
+        self.rows: list[int] = waiting.tolist()
+        self.lengths: list[int] = prepared.length_B[waiting].tolist()
+        self.open_rows = len(self.rows)
+        self.failed_rows = 0
+        self.deficit = 0.0
+        self.closed = False
+        self.since = perf_counter()
+        self.infer_s = 0.0
+        self.tokens = self.padded_tokens = 0
+        self.future: Future[Logits] = Future()
+        self.future.set_running_or_notify_cancel()
+
+    def restore(self, row: int) -> None:
+        """Put a row back among the waiting ones."""
+        length = int(self.prepared.length_B[row])
+        place = bisect_right(self.lengths, length)
+        self.rows.insert(place, row)
+        self.lengths.insert(place, length)
+
+    def deliver(self, rows: NDArray[np.int64], logits_NK: NDArray[np.float32], *, cached: bool = False) -> None:
+        """Take the logits of some rows."""
+        self.logits_BK[rows] = logits_NK
+        self.reason_B[rows] = 0
+        self.cached_B[rows] = cached
+        self.open_rows -= len(rows)
+
+    def lose(self, rows: NDArray[np.int64], reason: Reason) -> None:
+        """Give some rows up."""
+        self.reason_B[rows] = reason_code(reason)
+        self.open_rows -= len(rows)
+        self.failed_rows += len(rows)
+
+    def result(self) -> Logits:
+        """Give what is there by now."""
+        return Logits(
+            self.logits_BK, self.reason_B, self.cached_B, self.tokens, self.padded_tokens, infer_s=self.infer_s
+        )
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of one or more flows of one scorer that run together.
+
+    Args: parts: (flow, its rows); length: padded length; n_rows; tokens: real ones.
+    """
+
+    scorer: Scorer
+    speed: Speed
+    parts: list[tuple[Flow, NDArray[np.int64]]] = field(default_factory=list)
+    length: int = 0
+    n_rows: int = 0
+    tokens: int = 0
+
+    @property
+    def padded_tokens(self) -> int:
+        """Rows × padded length."""
+        return self.n_rows * self.length
+
+    def assemble(self) -> PairBatch:
+        """Put the rows' token ids together."""
+        queries, items = [], []
+        for flow, rows in self.parts:
+            item_ids = flow.prepared.item_ids
+            queries += [flow.prepared.query_ids] * len(rows)
+            items += [item_ids[row] for row in rows.tolist()]
+        return self.scorer.bundle.tokenizer.collate(queries, items)
+
+    def take(self, flow: Flow, *, tokens: float, budget_of: Callable[[int], int]) -> int:
+        """Move rows of a flow into this batch, as many as fit, and give their tokens.
+
+        The first flow gives its shortest rows; a later one those nearest in length from below, so that the padded
+        length grows only where nothing shorter waits. A batch of MIN_BATCH_TOKENS or more stays under MAX_WASTE.
+
+        Args: tokens: real tokens the flow may use now; budget_of: padded length → padded tokens of a batch.
+        """
+        lengths = flow.lengths
+        start = end = 0 if not self.n_rows else bisect_right(lengths, self.length)
+        downward = bool(self.n_rows) and start > 0
+        length, n_rows, real, used = self.length, self.n_rows, self.tokens, 0
+        while used < tokens or not n_rows:
+            if downward:
+                if start == 0:
+                    break
+                new = lengths[start - 1]
+            else:
+                if end == len(lengths):
+                    break
+                new = lengths[end]
+            longest = max(length, new)
+            padded = (n_rows + 1) * longest
+            if n_rows and (
+                padded > budget_of(longest) or (padded > MAX_WASTE * (real + new) and real >= MIN_BATCH_TOKENS)
+            ):
+                break
+            if downward:
+                start -= 1
+            else:
+                end += 1
+            length, n_rows, real, used = longest, n_rows + 1, real + new, used + new
+        if start == end:
+            return 0
+        self.parts.append((flow, np.asarray(flow.rows[start:end], dtype=np.int64)))
+        del flow.rows[start:end], lengths[start:end]
+        self.length, self.n_rows, self.tokens = length, n_rows, real
+        return used
+
+
+@dataclass(slots=True)
+class Leader:
+    """The row that computes a pair for everyone who wants it, and those who wait for it."""
+
+    flow: Flow
+    row: int
+    followers: list[tuple[Flow, int]] = field(default_factory=list)
+
+
+def answer(flow: Flow, error: RelevanceError | None = None) -> None:
+    """Answer a flow that was just closed: with an error or with what is there."""
+    if error is not None:
+        flow.future.set_exception(error)
+    else:
+        flow.future.set_result(flow.result())

@@ -1,0 +1,280 @@
+"""The one queue in front of all engines: fair, work-conserving, and the only place where flows change.
+
+Deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995) in tokens: in its turn a flow may use what one batch may
+cost, times its weight; what is left of a batch goes to the flows behind it, on their account. A flow that has not had a
+turn yet goes first, but never twice in a row (the sparse flows of RFC 8290), so a small request waits for one batch of
+a large one, not for all of it, and the large one keeps half of the engine at least. A pair that is being computed for
+one request is not computed again for another: its row follows the first (single flight).
+
+Suffixes: N rows of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from threading import Condition
+from time import monotonic, perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relevance.errors import DeadlineError, EngineError, RelevanceError
+from service.flow import Batch, Flow, Leader, answer
+
+
+class FairQueue:
+    """Flows in, batches out, logits back; every method may be called by any thread.
+
+    Args: batch_s: seconds of a batch; engines: threads that call `take`.
+    """
+
+    def __init__(self, *, batch_s: float, engines: int = 1) -> None:
+        self._batch_s = batch_s
+        self._engines = engines
+        self._idle = 0
+        self._changed = Condition()
+        self._new: deque[Flow] = deque()
+        self._old: deque[Flow] = deque()
+        self._skipped_old = False
+        self._live: set[Flow] = set()
+        self._leaders: dict[bytes, Leader] = {}
+        self._closing = False
+        self._aborted: EngineError | None = None
+
+    def submit(self, flow: Flow) -> None:
+        """Take a flow in; one without open rows is answered at once.
+
+        Raises: EngineError: after `abort`.
+        """
+        with self._changed:
+            if self._aborted is not None:
+                raise self._aborted
+            if flow.keys is not None:
+                self._follow(flow, flow.keys)
+            if flow.open_rows:
+                self._live.add(flow)
+            else:
+                flow.closed = True
+            if flow.rows:
+                self._new.append(flow)
+                self._changed.notify(self._engines)
+        if flow.closed:
+            answer(flow)
+
+    def take(self, *, wait_s: float = 0.0) -> Batch | None:
+        """Give the next batch, None if there was none for so long or the queue is closed and empty."""
+        give_up = monotonic() + wait_s
+        while True:
+            late: list[Flow] = []
+            with self._changed:
+                batch = self._form(late)
+                left_s = give_up - monotonic()
+                if batch is None and not late and left_s > 0 and not self._closing:
+                    self._idle += 1
+                    self._changed.wait(left_s)
+                    self._idle -= 1
+                    continue
+            _answer_late(late)
+            if batch is not None or not late:
+                return batch
+
+    def complete(self, batch: Batch, logits_NK: NDArray[np.float32], seconds: float) -> None:
+        """Hand a batch's logits to its flows and to the rows that follow them; finished flows are answered."""
+        finished: list[Flow] = []
+        with self._changed:
+            start = 0
+            for flow, rows in batch.parts:
+                part_NK = logits_NK[start : start + len(rows)]
+                start += len(rows)
+                self._spend(flow, rows, batch.length, seconds)
+                if not flow.closed:
+                    flow.deliver(rows, part_NK)
+                    self._finish(flow, finished)
+                for row, logits_K in zip(rows.tolist(), part_NK, strict=True) if flow.keys is not None else ():
+                    for follower, their_row in self._end_lead(flow, row):
+                        if not follower.closed:
+                            follower.deliver(np.asarray([their_row]), logits_K[None], cached=True)
+                            self._finish(follower, finished)
+        for flow in finished:
+            answer(flow)
+
+    def fail(self, batch: Batch, error: EngineError) -> None:
+        """Give the rows of a batch up, and those that follow them; a flow of nothing but failures gets the error."""
+        finished: list[Flow] = []
+        with self._changed:
+            for flow, rows in batch.parts:
+                lost = [(flow, rows)]
+                for row in rows.tolist() if flow.keys is not None else ():
+                    lost += [(other, np.asarray([their_row])) for other, their_row in self._end_lead(flow, row)]
+                for other, their_rows in lost:
+                    if not other.closed:
+                        other.lose(their_rows, "error")
+                        self._finish(other, finished)
+        for flow in finished:
+            answer(flow, error if flow.failed_rows == len(flow.reason_B) else None)
+
+    def close_flow(self, flow: Flow, error: RelevanceError | None = None) -> None:
+        """Answer a flow now, with the error or with what is there; rows of its that others wait for are passed on."""
+        with self._changed:
+            if flow.closed:
+                return
+            self._drop(flow)
+        answer(flow, error)
+
+    def expire(self, flow: Flow) -> None:
+        """Answer a flow whose deadline has come."""
+        with self._changed:
+            if flow.closed:
+                return
+            self._drop(flow)
+        _answer_late([flow])
+
+    def abort(self, error: EngineError) -> None:
+        """Answer every flow with an error, and close."""
+        with self._changed:
+            flows = list(self._live)
+            for flow in flows:
+                flow.closed = True
+            self._live.clear()
+            self._new.clear()
+            self._old.clear()
+            self._leaders.clear()
+            self._closing, self._aborted = True, error
+            self._changed.notify_all()
+        for flow in flows:
+            answer(flow, error)
+
+    def close(self) -> None:
+        """Take what waits to its end, then let `take` give None."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more flows are to come and none waits."""
+        with self._changed:
+            return self._closing and not self._new and not self._old
+
+    @property
+    def oldest_age_s(self) -> float:
+        """Seconds since the oldest unanswered flow came; 0 without one."""
+        with self._changed:
+            since = min((flow.since for flow in self._live), default=None)
+        return 0.0 if since is None else perf_counter() - since
+
+    def _form(self, late: list[Flow]) -> Batch | None:
+        """Cut the next batch, or None; flows that cannot be served in time any more are dropped into `late`."""
+        flow = self._whose_turn(late)
+        if flow is None:
+            return None
+        batch_s = self._batch_seconds(flow)
+        batch = Batch(flow.scorer, flow.speed)
+
+        def budget_of(length: int) -> int:
+            return flow.speed.token_budget(length, batch_s)
+
+        if flow.deficit <= 0:
+            flow.deficit += flow.speed.token_budget(flow.lengths[0], self._batch_s) * flow.ticket.weight
+        flow.deficit -= batch.take(flow, tokens=flow.deficit, budget_of=budget_of)
+        done_at = monotonic() + batch_s
+        for other in [*self._new, *self._old]:
+            if batch.padded_tokens + batch.length > budget_of(batch.length):
+                break
+            if other.scorer is flow.scorer and done_at < other.ticket.deadline:
+                other.deficit -= batch.take(other, tokens=float("inf"), budget_of=budget_of)
+        self._new = deque(other for other in self._new if other.rows)
+        self._old = deque(other for other in self._old if other.rows)
+        if flow.rows and flow.deficit > 0:
+            self._old.appendleft(flow)
+        elif flow.rows:
+            self._old.append(flow)
+        return batch
+
+    def _whose_turn(self, late: list[Flow]) -> Flow | None:
+        """Take the flow that opens the next batch out of its line, or None."""
+        while self._new or self._old:
+            fresh = bool(self._new) and not (self._skipped_old and self._old)
+            flow = (self._new if fresh else self._old).popleft()
+            shortest_s = flow.speed.seconds(flow.lengths[0], flow.lengths[0])
+            if monotonic() + shortest_s < flow.ticket.deadline:
+                self._skipped_old = fresh and bool(self._old)
+                return flow
+            self._drop(flow)
+            late.append(flow)
+        return None
+
+    def _batch_seconds(self, flow: Flow) -> float:
+        """Give what a batch that starts with this flow may take: less where its deadline is near or engines idle."""
+        seconds = min(self._batch_s, flow.ticket.deadline - monotonic())
+        if self._idle:
+            waiting = sum(sum(other.lengths) for other in (flow, *self._new, *self._old))
+            all_s = flow.speed.seconds(flow.lengths[-1], waiting)
+            seconds = min(seconds, max(all_s / (1 + self._idle), self._batch_s / 8))
+        return seconds
+
+    def _follow(self, flow: Flow, keys: Iterable[bytes]) -> None:
+        """Let rows whose pair is being computed wait for that, and the others be followed."""
+        keys = list(keys)
+        own = []
+        for row, length in zip(flow.rows, flow.lengths, strict=True):
+            leader = self._leaders.get(keys[row])
+            if leader is None:
+                self._leaders[keys[row]] = Leader(flow, row)
+                own.append((row, length))
+            else:
+                leader.followers.append((flow, row))
+        if len(own) < len(flow.rows):
+            flow.ticket.left -= sum(flow.lengths) - sum(length for _, length in own)
+            flow.rows, flow.lengths = [row for row, _ in own], [length for _, length in own]
+
+    def _end_lead(self, flow: Flow, row: int) -> list[tuple[Flow, int]]:
+        keys = flow.keys or ()
+        leader = self._leaders.get(keys[row])
+        if leader is None or leader.flow is not flow or leader.row != row:
+            return []
+        del self._leaders[keys[row]]
+        return leader.followers
+
+    def _drop(self, flow: Flow) -> None:
+        """Close a flow before its end: its waiting rows go to the first that follows each, or nowhere."""
+        flow.closed = True
+        self._live.discard(flow)
+        for line in (self._new, self._old):
+            if flow in line:
+                line.remove(flow)
+        rows = flow.rows if flow.keys is not None else []
+        for row in rows:
+            followers = [(other, theirs) for other, theirs in self._end_lead(flow, row) if not other.closed]
+            if followers:
+                heir, heirs_row = followers[0]
+                self._leaders[(heir.keys or ())[heirs_row]] = Leader(heir, heirs_row, followers[1:])
+                if not heir.rows:
+                    self._old.append(heir)
+                heir.restore(heirs_row)
+                heir.ticket.left += int(heir.prepared.length_B[heirs_row])
+        flow.rows, flow.lengths = [], []
+        self._changed.notify(self._engines)
+
+    def _finish(self, flow: Flow, finished: list[Flow]) -> None:
+        if not flow.open_rows:
+            flow.closed = True
+            self._live.discard(flow)
+            finished.append(flow)
+
+    def _spend(self, flow: Flow, rows: NDArray[np.int64], padded_length: int, seconds: float) -> None:
+        tokens = int(flow.prepared.length_B[rows].sum())
+        flow.ticket.left -= tokens
+        flow.tokens += tokens
+        flow.padded_tokens += len(rows) * padded_length
+        flow.infer_s += seconds
+
+
+def _answer_late(flows: Iterable[Flow]) -> None:
+    for flow in flows:
+        n = len(flow.reason_B)
+        if (flow.reason_B == 0).any():
+            answer(flow)
+        else:
+            answer(flow, DeadlineError(f"expected a first batch before the deadline, found {n} items unscored"))

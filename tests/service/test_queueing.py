@@ -1,0 +1,265 @@
+"""The fair queue: every row once, budgets kept, turns by weight, single flight; tried on random histories too."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relevance.errors import DeadlineError, EngineError
+from relevance.tokenization import N_SPECIAL
+from service.admission import Ticket
+from service.flow import Batch, Flow
+from service.model import Model
+from service.queueing import FairQueue
+from service.scorer import MAX_WASTE, MIN_BATCH_TOKENS, REASONS, Prepared, Scorer
+from service.speed import Speed
+
+TOKENS_PER_S = 10_000.0
+BATCH_S = 0.04
+BUDGET = 400
+
+
+@pytest.fixture(scope="module")
+def scorer(model: Model) -> Scorer:
+    """The tiny bundle's scorer; its session is never run here."""
+    return model.scorer
+
+
+def fast() -> Speed:
+    """10,000 tokens a second at any length."""
+    speed = Speed("fp32")
+    speed.observe(length=16, padded_tokens=100, tokens=100, seconds=100 / TOKENS_PER_S)
+    return speed
+
+
+SPEED = fast()
+
+
+def flow_of(scorer: Scorer, lengths: list[int], *, weight: float = 1.0, seconds: float = 60, keys=None) -> Flow:
+    """A flow whose rows have these lengths; the logits of a row will be its length."""
+    n = len(lengths)
+    query_ids = np.asarray([5], dtype=np.int32)
+    items = [np.full(length - 1 - N_SPECIAL, 7, dtype=np.int32) for length in lengths]
+    length_B = np.asarray(lengths, dtype=np.int64)
+    prepared = Prepared("q", "pooled", query_ids, items, length_B, np.zeros(n, dtype=bool), 0.0)
+    ticket = Ticket(float(sum(lengths)), weight, monotonic() + seconds)
+    return Flow(scorer, SPEED, prepared, ticket=ticket, keys=keys)
+
+
+def logits_of(batch: Batch) -> np.ndarray:
+    """What a session would give: each row's own length, four times."""
+    length_N = np.concatenate([flow.prepared.length_B[rows] for flow, rows in batch.parts])
+    return np.repeat(length_N[:, None], 4, axis=1).astype(np.float32)
+
+
+def run_all(queue: FairQueue) -> list[Batch]:
+    """Take and complete batches until none is left."""
+    batches = []
+    while (batch := queue.take()) is not None:
+        batches.append(batch)
+        queue.complete(batch, logits_of(batch), 0.001)
+    return batches
+
+
+LENGTHS = st.lists(st.integers(5, 90), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=st.lists(LENGTHS, min_size=1, max_size=8), weights=st.lists(st.sampled_from([0.25, 1, 4]), min_size=8))
+def test_every_row_runs_once_within_budget_and_gets_its_own_logits(scorer: Scorer, requests, weights):
+    """Any requests: each flow is answered once with the logits of its own rows; no batch costs more than its budget."""
+    queue = FairQueue(batch_s=BATCH_S)
+    flows = [flow_of(scorer, lengths, weight=w) for lengths, w in zip(requests, weights, strict=False)]
+    for flow in flows:
+        queue.submit(flow)
+
+    batches = run_all(queue)
+
+    for batch in batches:
+        assert batch.padded_tokens <= max(BUDGET, batch.length)
+        if batch.tokens - batch.length >= MIN_BATCH_TOKENS:
+            assert batch.padded_tokens <= MAX_WASTE * batch.tokens
+    assert sum(len(lengths) for lengths in requests) == sum(batch.n_rows for batch in batches)
+    for flow, lengths in zip(flows, requests, strict=True):
+        result = flow.future.result(0)
+        assert result.logits_BK[:, 0].tolist() == lengths
+        assert (result.tokens, flow.ticket.left) == (sum(lengths), 0)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.lists(st.integers(0, 12), min_size=1, max_size=8)),
+        st.tuples(st.just("take"), st.just(None)),
+        st.tuples(st.sampled_from(["complete", "fail"]), st.integers(0, 3)),
+        st.tuples(st.sampled_from(["close_flow", "expire"]), st.integers(0, 5)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_whatever_happens_each_flow_is_answered_exactly_once(scorer: Scorer, steps):
+    """Random histories of shared pairs, failures, cancellations, two batches under way: each future is set once."""
+    queue = FairQueue(batch_s=0.004, engines=2)
+    flows: list[Flow] = []
+    running: list[Batch] = []
+    for kind, what in steps:
+        if kind == "submit":
+            flows.append(flow_of(scorer, [10 + pair for pair in what], keys=[bytes([pair]) for pair in what]))
+            queue.submit(flows[-1])
+        elif kind == "take" and len(running) < 2:
+            running += filter(None, [queue.take()])
+        elif kind in {"complete", "fail"} and running:
+            _end(queue, running.pop(what % len(running)), kind)
+        elif kind in {"close_flow", "expire"} and flows:
+            getattr(queue, kind)(flows[what % len(flows)])
+    for batch in running:
+        _end(queue, batch, "complete")
+    run_all(queue)
+
+    for flow in flows:
+        assert flow.future.done()
+        if flow.future.exception(0) is None:
+            result = flow.future.result(0)
+            scored = result.reason_B == 0
+            assert result.logits_BK[scored, 0].tolist() == flow.prepared.length_B[scored].tolist()
+    assert (queue._leaders, len(queue._live)) == ({}, 0)
+
+
+def _end(queue: FairQueue, batch: Batch, how: str) -> None:
+    if how == "complete":
+        queue.complete(batch, logits_of(batch), 0.001)
+    else:
+        queue.fail(batch, EngineError("on purpose"))
+
+
+def test_a_small_request_waits_for_one_batch_of_a_large_one(scorer: Scorer):
+    """3,000 rows queued first, then 10: the next batch belongs to the 10, and room left in it to the 3,000."""
+    queue = FairQueue(batch_s=BATCH_S)
+    large, small = flow_of(scorer, [20] * 3000), flow_of(scorer, [20] * 10)
+    queue.submit(large)
+    first = queue.take()
+    queue.submit(small)
+
+    second = queue.take()
+
+    assert [flow for flow, _ in first.parts] == [large]
+    assert [(flow, len(rows)) for flow, rows in second.parts] == [(small, 10), (large, 10)]
+
+
+def test_new_requests_do_not_starve_an_old_one(scorer: Scorer):
+    """A new one-batch request arrives before every batch: the old one still opens every second batch."""
+    queue = FairQueue(batch_s=BATCH_S)
+    old = flow_of(scorer, [20] * 400)
+    queue.submit(old)
+    openers = []
+    for _ in range(20):
+        queue.submit(flow_of(scorer, [20] * 20))
+        openers.append(queue.take().parts[0][0] is old)
+
+    assert 9 <= sum(openers) <= 11
+
+
+def test_shares_follow_weights(scorer: Scorer):
+    """Weights 4 and 1, both with plenty of rows: of 50 batches about 40 are the heavier one's."""
+    queue = FairQueue(batch_s=BATCH_S)
+    heavy, light = flow_of(scorer, [20] * 3000, weight=4), flow_of(scorer, [20] * 3000)
+    queue.submit(light)
+    queue.submit(heavy)
+
+    turns = [queue.take().parts[0][0] is heavy for _ in range(50)]
+
+    assert 38 <= sum(turns) <= 42
+
+
+def test_a_batch_is_cut_short_for_a_near_deadline(scorer: Scorer):
+    """10 ms are left, a whole batch would take 40: only what fits in 10 ms is taken (100 tokens of 400)."""
+    queue = FairQueue(batch_s=BATCH_S)
+    queue.submit(flow_of(scorer, [20] * 100, seconds=0.01))
+
+    assert queue.take().padded_tokens <= 100
+
+
+def test_rows_that_cannot_be_done_in_time_are_not_begun(scorer: Scorer):
+    """The deadline has passed: no batch, and the flow is answered with the deadline's error."""
+    queue = FairQueue(batch_s=BATCH_S)
+    flow = flow_of(scorer, [20] * 5, seconds=0)
+    queue.submit(flow)
+
+    assert queue.take() is None
+    with pytest.raises(DeadlineError, match="5 items"):
+        flow.future.result(0)
+
+
+def test_what_was_scored_before_the_deadline_is_kept(scorer: Scorer):
+    """Expired after its first batch: those rows have logits, the others the reason deadline."""
+    queue = FairQueue(batch_s=BATCH_S)
+    flow = flow_of(scorer, [20] * 50)
+    queue.submit(flow)
+    batch = queue.take()
+    queue.complete(batch, logits_of(batch), 0.001)
+
+    queue.expire(flow)
+
+    reasons = flow.future.result(0).reason_B.tolist()
+    assert [reasons.count(0), reasons.count(1 + REASONS.index("deadline"))] == [20, 30]
+
+
+def test_a_failed_batch_loses_its_rows_only(scorer: Scorer):
+    """One of three batches fails: 20 rows have the reason error, the other 30 their logits."""
+    queue = FairQueue(batch_s=BATCH_S)
+    flow = flow_of(scorer, [20] * 50)
+    queue.submit(flow)
+    queue.fail(queue.take(), EngineError("on purpose"))
+
+    run_all(queue)
+
+    reasons = flow.future.result(0).reason_B.tolist()
+    assert [reasons.count(0), reasons.count(1 + REASONS.index("error"))] == [30, 20]
+
+
+def test_waiting_rows_are_spread_over_idle_engines(scorer: Scorer):
+    """Two engines, one idle, 20 rows of 20 tokens: each gets half instead of one all."""
+    queue = FairQueue(batch_s=BATCH_S, engines=2)
+    queue.submit(flow_of(scorer, [20] * 20))
+
+    queue._idle = 1
+    first = queue.take()
+    queue._idle = 0
+    second = queue.take()
+
+    assert [first.n_rows, second.n_rows] == [10, 10]
+
+
+def test_flows_of_different_models_never_share_a_batch(scorer: Scorer, model: Model):
+    """After a reload old and new flows wait side by side: each batch has rows of one scorer only."""
+    other = model.with_policy_of(model.bundle).scorer
+    queue = FairQueue(batch_s=BATCH_S)
+    for chosen in (scorer, other, scorer, other):
+        queue.submit(flow_of(chosen, [20] * 5))
+
+    batches = run_all(queue)
+
+    assert all(len({flow.scorer for flow, _ in batch.parts}) == 1 for batch in batches)
+    assert sum(batch.n_rows for batch in batches) == 20
+
+
+def test_abort_answers_everyone_and_refuses_the_next(scorer: Scorer):
+    """Waiting, running and coming flows all get the error."""
+    queue = FairQueue(batch_s=BATCH_S)
+    flows = [flow_of(scorer, [20] * 30), flow_of(scorer, [20] * 30)]
+    for flow in flows:
+        queue.submit(flow)
+    batch = queue.take()
+
+    queue.abort(EngineError("lost"))
+    queue.complete(batch, logits_of(batch), 0.001)
+
+    assert [str(flow.future.exception(0)) for flow in flows] == ["lost", "lost"]
+    with pytest.raises(EngineError, match="lost"):
+        queue.submit(flow_of(scorer, [20]))
