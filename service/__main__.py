@@ -26,6 +26,8 @@ from service.settings import Settings, default_threads, load_settings
 
 log = logging.getLogger("relevance.service")
 _LAST_WORDS_S = 2.0
+_SWITCH_S = 0.001
+"""How long a thread may hold the interpreter while the event loop waits for it."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -124,6 +126,7 @@ def main(argv: list[str]) -> int:
     """
     settings = _arguments(argv)
     end = _End(configure_logging())
+    sys.setswitchinterval(_SWITCH_S)
     os.environ.setdefault("RAYON_NUM_THREADS", str(default_threads()))
     app = create_app(settings, on_end=end)
     server = DrainingServer(_config(settings, app, settings.port), app.state.service, drain_s=settings.drain_s)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 FRONT_THREADS = 2
 INLINE_ROWS = 64
 """Up to so many rows are finished on the event loop: a thread would cost more than it takes off."""
-_ANSWER_S = 0.002
-"""Kept of a deadline for calibrating and sending."""
+_ANSWER_S, _ANSWER_S_PER_PAIR = 0.002, 5e-6
+"""Kept of a deadline for calibrating, rendering and sending."""
 Priority = Literal["low", "normal", "high"]
 WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 
@@ -147,7 +147,7 @@ class Batcher:
             job.add_done_callback(self._abandon)
             self._gone(n)
             raise
-        timer = loop.call_later(max(0.0, work.deadline - _ANSWER_S - monotonic()), self.queue.expire, flow)
+        timer = loop.call_later(max(0.0, flow.ticket.deadline - monotonic()), self.queue.expire, flow)
         try:
             logits = await asyncio.wrap_future(flow.future)
         except asyncio.CancelledError:
@@ -188,7 +188,9 @@ class Batcher:
         known = self._local(model, keys) if keys is not None else None
         missing = np.flatnonzero(~known.found_B).tolist() if known is not None else list(range(len(texts.items)))
         ticket = self.admission.admit(
-            model.costs.tokens(texts, missing), weight=WEIGHTS[work.priority], deadline=work.deadline - _ANSWER_S
+            model.costs.tokens(texts, missing),
+            weight=WEIGHTS[work.priority],
+            deadline=work.deadline - _ANSWER_S - _ANSWER_S_PER_PAIR * len(work.items),
         )
         try:
             if keys is not None and known is not None and missing and self._shared is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -26,7 +26,6 @@ OPEN_ROUTES = HEALTH_ROUTES | {"/metrics"}
 TRACED_ROUTES = frozenset({"/score"})
 CLIENT_GONE = 499
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-_BY_STATUS = {401: (b"www-authenticate", b"Bearer"), 408: (b"connection", b"close")}
 
 
 class RequestBoundary:
@@ -38,7 +37,8 @@ class RequestBoundary:
     lets ClientDisconnect through: nothing is sent, status 499 is recorded.
 
     Args: keys: who may ask, None for everyone; admin_port: where alone `/metrics` and `/admin/…` are answered, while
-        only they, health and `/info` are answered there; None for everything everywhere.
+        only they, health and `/info` are answered there; None for everything everywhere; draining: whether clients
+        are told to keep no connection, so that none loses its next request when the process ends.
     """
 
     def __init__(
@@ -49,12 +49,14 @@ class RequestBoundary:
         keys: ApiKeys | None = None,
         admin_port: int | None = None,
         tracing: Tracing | None = None,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._keys = keys
         self._admin_port = admin_port
         self._tracing = tracing or NoTracing()
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -77,7 +79,7 @@ class RequestBoundary:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _with_own_headers(message, state)
+                message["headers"] = _with_own_headers(message, state, closes=self._draining())
             await send(message)
 
         self._telemetry.inflight.inc()
@@ -139,13 +141,15 @@ def _problem(error: Exception, scope: Scope) -> Response:
     return problem_response(error, request_id=scope["state"]["request_id"], instance=scope["path"])
 
 
-def _with_own_headers(message: Message, state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+def _with_own_headers(message: Message, state: Mapping[str, Any], *, closes: bool) -> list[tuple[bytes, bytes]]:
     headers = list(message.get("headers", []))
     names = {name.lower() for name, _ in headers}
     headers.extend((name, value) for name, value in _ALWAYS if name not in names)
     headers.append((b"x-request-id", state["request_id"].encode()))
-    if message["status"] in _BY_STATUS:
-        headers.append(_BY_STATUS[message["status"]])
+    if message["status"] == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if closes or message["status"] == 408:
+        headers.append((b"connection", b"close"))
     if timing := state.get("server_timing"):
         headers.append((b"server-timing", ", ".join(f"{stage};dur={ms:g}" for stage, ms in timing.items()).encode()))
     return headers

@@ -34,7 +34,7 @@ def score_body(request: ScoreRequest, scored: Scored, bundle: Bundle, *, request
     filtered_rows = np.flatnonzero(~scored.kept_B).tolist()
     filtered: list[Any] = []
     if request.return_filtered == "ids":
-        filtered = [{"id": request.items[row].id, "index": row} for row in filtered_rows]
+        filtered = [{"id": request.items[row]["id"], "index": row} for row in filtered_rows]
     elif request.return_filtered == "full":
         filtered = [rows[row] for row in filtered_rows]
     n_scored = int(has_score_B.sum())
@@ -92,7 +92,7 @@ def score_rows(request: ScoreRequest, scored: Scored, bundle: Bundle) -> list[di
     )
     for index, (item, score, tier, label, kept, truncated, reason, cached) in enumerate(columns):
         row: dict[str, Any] = {
-            "id": item.id,
+            "id": item["id"],
             "index": index,
             "score": None if reason else score,
             "tier": None if reason else tier,

@@ -193,7 +193,7 @@ def service_of(request: Request) -> Service:
 
 def _parse(body: bytes, max_items: int) -> tuple[ScoreRequest, list[Item]]:
     asked = parse_score_request(body, max_items=max_items)
-    items = [Item(i.title, i.id, i.brand, i.color, i.text, i.attributes) for i in asked.items]
+    items = [Item(**item) for item in asked.items]
     return asked, items
 
 

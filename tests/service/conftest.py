@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import socket
@@ -87,6 +88,16 @@ class Server:
         self.output.seek(0)
         return self.output.read().splitlines()
 
+    def line(self, **fields: object) -> dict[str, Any]:
+        """Give the first log line that holds these fields, once it is written."""
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < give_up:
+            for line in (json.loads(line) for line in self.lines() if line.startswith("{") and line.endswith("}")):
+                if fields.items() <= {name: value for name, value in line.items() if name in fields}.items():
+                    return dict(line)
+            time.sleep(0.01)
+        raise AssertionError(f"expected a log line with {fields}, found none")
+
     def terminate(self) -> int:
         """Send SIGTERM and give the exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -151,8 +162,10 @@ def model(settings: Settings) -> Model:
 def _servers(tiny_bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(bundle: Path = tiny_bundle, *, faulty: bool = False, **settings: str) -> Server:
+    def start(bundle: Path = tiny_bundle, *, faulty: bool | str = False, **settings: str) -> Server:
         faults = folders.mktemp("faults") if faulty else None
+        if faults is not None and isinstance(faulty, str):
+            (faults / "engine").write_text(faulty)
         servers.append(start_server(bundle, faults=faults, **settings))
         return servers[-1]
 
@@ -166,7 +179,10 @@ def _servers(tiny_bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Cal
 
 @pytest.fixture
 def launch(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Start servers with settings of their own, `faulty=True` for one that obeys; all are gone at the test's end."""
+    """Start servers with settings of their own; all are gone at the test's end.
+
+    `faulty=True` gives one whose engine obeys, a text says what it does from the start.
+    """
     with _servers(tiny_bundle, tmp_path_factory) as start:
         yield start
 
