@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError
@@ -16,17 +16,37 @@ from service.schemas import MOST_ITEMS
 DEFAULT_BUNDLE = Path(__file__).parent / "default_bundle"
 
 
-def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Give the CPU quota of this process's control group in cores, None if there is none.
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Give the CPU quota of this process in cores: the least of its control group and those above, or None.
 
-    Args: root: where the control groups are mounted (version 2: `cpu.max`, version 1: `cpu/cpu.cfs_quota_us`).
+    Args: root: where the control groups are mounted (version 2: `cpu.max`, version 1: `cpu/cpu.cfs_quota_us`); own:
+        the list of this process's groups.
     """
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    quotas = []
+    for line in ["0::/", "1:cpu:/", *lines]:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "cpu" if controllers else root
+        inside = PurePosixPath(group.lstrip("/"))
+        for folder in (inside, *inside.parents):
+            quota = _quota_of(mount / folder)
+            quotas += [quota] if quota is not None else []
+    return min(quotas, default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
         except OSError:
             return None
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:

@@ -25,6 +25,27 @@ def test_the_quota_is_read_from_cgroup_v1(tmp_path):
     assert cpu_quota(tmp_path) == 2.0
 
 
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/pods/one/main\n", {"pods/cpu.max": "300000 100000", "pods/one/cpu.max": "150000 100000"}),
+        (
+            "4:cpuset:/other\n3:cpu,cpuacct:/pods/one\n",
+            {"cpu/pods/one/cpu.cfs_quota_us": "150000", "cpu/pods/one/cpu.cfs_period_us": "100000"},
+        ),
+    ],
+)
+def test_the_least_quota_of_the_own_group_and_those_above_counts(tmp_path, line, files):
+    """A process in a group below the mount: version 2 walks up, version 1 takes the cpu controller's group."""
+    own = tmp_path / "cgroup"
+    own.write_text(line)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+
+    assert cpu_quota(tmp_path, own) == 1.5
+
+
 @pytest.mark.parametrize("content", ["max 100000\n", "nonsense\n", ""])
 def test_no_limit_or_an_unreadable_one_is_no_quota(tmp_path, content):
     """`max` means unlimited; anything else unreadable is not taken for a number."""
