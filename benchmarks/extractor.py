@@ -21,7 +21,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.throughput import bootstrap, machine
+from benchmarks.measure import bootstrap, machine
 from export.onnx_graph import export_graph, fuse_graph
 from relevance.labels import ESCI
 from relevance.text import TextTemplate

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,19 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from relevance.pairs import Item, parquet_rows
-from service.lifecycle import Engine, load_engine
-from service.scorer import Prepared, plan_batches
+from benchmarks.measure import bootstrap, machine, titles_of
+from relevance.pairs import Item
+from service.model import Model, load_model
+from service.scorer import TOKEN_BUDGET, Prepared, plan_batches
 from service.settings import load_settings
 
 ARRIVAL_BATCH = 32
-OUTLIER_SHARE = 0.05
 QUERY = "gift for kitchen"
-WORDS = {
-    "us": "steel kettle organic cotton wireless charger set of two kitchen lamp running shoe black large",
-    "es": "hervidor acero algodón orgánico cargador inalámbrico juego cocina lámpara zapatilla negro grande",
-    "jp": "電気ケトル ステンレス 充電器 ワイヤレス 大容量 軽量 防水 スニーカー メンズ 収納 ケース",
-}
 
 
 @dataclass(frozen=True)
@@ -50,32 +43,10 @@ class Ratio:
     verdict: str
 
 
-def titles_of(data: Path | None, n: int, rng: np.random.Generator) -> dict[str, list[str]]:
-    """Give n US titles, and n of all locales with a share of long outliers: from a Parquet file, else generated."""
-    if data is not None:
-        rows = [row for _, row in parquet_rows(data, ("product_title", "product_locale"))]
-        pools = {
-            "us": [r["product_title"] for r in rows if r["product_locale"] == "us"],
-            "all": [r["product_title"] for r in rows],
-        }
-    else:
-        made = {
-            locale: [
-                " ".join(rng.choice(words.split(), int(np.clip(rng.lognormal(2.5, 0.5), 2, 50)))) for _ in range(2 * n)
-            ]
-            for locale, words in WORDS.items()
-        }
-        pools = {"us": made["us"], "all": [title for titles in made.values() for title in titles]}
-    chosen = {name: [str(t) for t in rng.choice(pool, n)] for name, pool in pools.items()}
-    for row in rng.choice(n, int(OUTLIER_SHARE * n), replace=False):
-        chosen["all"][row] = " ".join([chosen["all"][row]] * 40)
-    return chosen
-
-
-def run_batches(engine: Engine, prepared: Prepared, batches: list[NDArray[np.int64]]) -> None:
+def run_batches(model: Model, prepared: Prepared, batches: list[NDArray[np.int64]]) -> None:
     """Assemble and run each batch."""
     for rows in batches:
-        engine.session.run(engine.scorer.batch(prepared, rows))
+        model.session.run(model.scorer.batch(prepared, rows))
 
 
 def compare(slow: Callable[[], None], fast: Callable[[], None], *, rounds: int, bound: float) -> Ratio:
@@ -96,41 +67,34 @@ def compare(slow: Callable[[], None], fast: Callable[[], None], *, rounds: int, 
     return Ratio(float(np.median(ratios)), low, high, aa_low, aa_high, bound, verdict)
 
 
-def bootstrap(values: NDArray[np.float64], draws: int = 2000) -> tuple[float, float]:
-    """Give the 95 % percentile interval of the median."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, (draws, len(values))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
-
-
-def batching(engine: Engine, titles: list[str], *, rounds: int, bound: float, token_budget: int) -> Ratio:
+def batching(model: Model, titles: list[str], *, rounds: int, bound: float, token_budget: int) -> Ratio:
     """Compare arrival-order batches of 32 with the planned ones, tokens at hand."""
-    prepared = engine.scorer.prepare(QUERY, [Item(title) for title in titles])
+    prepared = model.scorer.prepare(QUERY, [Item(title) for title in titles])
     arrival = np.array_split(np.arange(len(titles)), range(ARRIVAL_BATCH, len(titles), ARRIVAL_BATCH))
     planned = plan_batches(prepared.length_B, token_budget)
     return compare(
-        lambda: run_batches(engine, prepared, arrival),
-        lambda: run_batches(engine, prepared, planned),
+        lambda: run_batches(model, prepared, arrival),
+        lambda: run_batches(model, prepared, planned),
         rounds=rounds,
         bound=bound,
     )
 
 
-def overhead(engine: Engine, titles: list[str], *, rounds: int, bound: float, token_budget: int, warm: bool) -> Ratio:
+def overhead(model: Model, titles: list[str], *, rounds: int, bound: float, token_budget: int, warm: bool) -> Ratio:
     """Compare the bare session on ready-made batches with the whole scorer on texts; bound on bare / scorer."""
     items = [Item(title) for title in titles]
-    prepared = engine.scorer.prepare(QUERY, items)
-    batches = [engine.scorer.batch(prepared, rows) for rows in plan_batches(prepared.length_B, token_budget)]
-    cache = engine.bundle.tokenizer.item_cache
+    prepared = model.scorer.prepare(QUERY, items)
+    batches = [model.scorer.batch(prepared, rows) for rows in plan_batches(prepared.length_B, token_budget)]
+    cache = model.bundle.tokenizer.item_cache
 
     def bare() -> None:
         for batch in batches:
-            engine.session.run(batch)
+            model.session.run(batch)
 
     def scorer() -> None:
         if not warm and cache is not None:
             cache.clear()
-        engine.scorer.score(QUERY, items)
+        model.scorer.score(QUERY, items)
 
     return compare(bare, scorer, rounds=rounds, bound=bound)
 
@@ -145,23 +109,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput.json")
     arguments = parser.parse_args(argv)
     settings = load_settings(bundle=arguments.bundle)
-    engine = load_engine(settings)
+    model = load_model(settings)
     titles = titles_of(arguments.data, arguments.items, np.random.default_rng(0))
-    same = {"rounds": arguments.rounds, "token_budget": settings.batch_tokens}
+    same = {"rounds": arguments.rounds, "token_budget": TOKEN_BUDGET}
     ratios = {
-        "sorted_over_arrival_us": batching(engine, titles["us"], bound=1.5, **same),
-        "sorted_over_arrival_all_with_outliers": batching(engine, titles["all"], bound=2.0, **same),
-        "scorer_over_bare_cold": overhead(engine, titles["us"], bound=0.90, warm=False, **same),
-        "scorer_over_bare_warm": overhead(engine, titles["us"], bound=0.97, warm=True, **same),
+        "sorted_over_arrival_us": batching(model, titles["us"], bound=1.5, **same),
+        "sorted_over_arrival_all_with_outliers": batching(model, titles["all"], bound=2.0, **same),
+        "scorer_over_bare_cold": overhead(model, titles["us"], bound=0.90, warm=False, **same),
+        "scorer_over_bare_warm": overhead(model, titles["us"], bound=0.97, warm=True, **same),
     }
     report = {
         "measured": strftime("%Y-%m-%d", gmtime()),
         "machine": machine(),
-        "bundle": engine.bundle.manifest.bundle_id,
-        "model": engine.bundle.manifest.model_id,
-        "precision": engine.session.precision,
+        "bundle": model.bundle.manifest.bundle_id,
+        "model": model.bundle.manifest.model_id,
+        "precision": model.session.precision,
         "threads": settings.threads,
-        "batch_tokens": settings.batch_tokens,
+        "batch_tokens": TOKEN_BUDGET,
         "titles": "generated" if arguments.data is None else arguments.data.name,
         "items": arguments.items,
         "rounds": arguments.rounds,
@@ -174,16 +138,6 @@ def main(argv: list[str]) -> int:
         same_interval = f"[{ratio.aa_low:.3f}, {ratio.aa_high:.3f}]"
         print(f"{name}: {ratio.median:.3f} {interval}, A/A {same_interval}, bound {ratio.bound}: {ratio.verdict}")
     return 0
-
-
-def machine() -> str:
-    """Describe the processor and the cores this process may use."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from relevance.bundle import open_bundle
 from relevance.labels import N_TIERS
 from relevance.pairs import read_labelled_pairs
-from service.lifecycle import load_engine
+from service.model import load_model
 from service.settings import DEFAULT_BUNDLE, Settings
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     scheme = open_bundle(arguments.bundle).scheme
     labelled = read_labelled_pairs(arguments.pairs, scheme)
     pairs = [p.pair for p in labelled if p.pair.query.locale == arguments.locale]
-    scorer = load_engine(Settings(bundle=arguments.bundle)).scorer
+    scorer = load_model(Settings(bundle=arguments.bundle)).scorer
     rng = np.random.default_rng(0)
     scored = [
         scorer.score(pairs[i].query.text, [pairs[j].item for j in rng.choice(len(pairs), arguments.items)],
