@@ -26,6 +26,7 @@ from service.model import Model
 from service.pair_cache import Found, PairCache, pack, pair_keys, unpack
 from service.queueing import FairQueue
 from service.scorer import Logits, Scored, reason_code
+from service.speed import AnswerTime
 from service.telemetry import Telemetry
 from service.tracing import BatchFacts, NoTracing, RequestSpan, Tracing
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 FRONT_THREADS = 2
 INLINE_ROWS = 64
 """Up to so many rows are finished on the event loop: a thread would cost more than it takes off."""
-_ANSWER_S, _ANSWER_S_PER_PAIR = 0.002, 5e-6
-"""Kept of a deadline for calibrating, rendering and sending."""
 Priority = Literal["low", "normal", "high"]
 WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 
@@ -61,11 +60,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request's pairs, who scored them, and the seconds they waited."""
+    """What became of a request's pairs.
+
+    Args: model: that scored them; queue_s: they waited; ready_at: `time.monotonic` when the last logits were there or
+        the deadline came, None if neither was waited for.
+    """
 
     scored: Scored
     model: Model
     queue_s: float
+    ready_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Batcher:
         self._telemetry = telemetry
         self._cache, self._shared = caches
         self._tracing = tracing or NoTracing()
+        self._answer_time = AnswerTime()
         self.queue = FairQueue(batch_s=options.batch_s, engines=options.engines.count)
         self.admission = Admission(lambda: self.model.speed.tokens_per_s, max_requests=options.max_requests)
         self.front = ThreadPoolExecutor(FRONT_THREADS, thread_name_prefix="front")
@@ -173,6 +178,11 @@ class Batcher:
         self._telemetry.observe_scored(answer.scored, queue_s=0.0)
         return answer
 
+    def sent(self, answer: Answer) -> None:
+        """Take note, on the event loop, that an answer is on its way, so that the next deadlines leave time for it."""
+        if answer.ready_at is not None:
+            self._answer_time.observe(monotonic() - answer.ready_at, len(answer.scored.tier_B))
+
     def close(self) -> None:
         """Answer what is queued, then stop the threads."""
         self.admission.close()
@@ -190,7 +200,7 @@ class Batcher:
         ticket = self.admission.admit(
             model.costs.tokens(texts, missing),
             weight=WEIGHTS[work.priority],
-            deadline=work.deadline - _ANSWER_S - _ANSWER_S_PER_PAIR * len(work.items),
+            deadline=work.deadline - self._answer_time.reserve_s(len(work.items)),
         )
         try:
             if keys is not None and known is not None and missing and self._shared is not None:
@@ -275,7 +285,7 @@ class Batcher:
         }
         for name, (start_s, end_s) in stages.items():
             self._tracing.stage(work.span, name=name, start_s=start_s, end_s=end_s)
-        return Answer(scored, model, queue_s)
+        return Answer(scored, model, queue_s, flow.answered_at)
 
     def _abandon(self, job: asyncio.Future[Flow]) -> None:
         """Drop a flow whose caller left before it was queued."""

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,10 @@ class Flow:
         self.open_rows = len(self.rows)
         self.failed_rows = 0
         self.deficit = 0.0
+        self.had_turn = False
         self.closed = False
         self.since = perf_counter()
+        self.answered_at = 0.0
         self.infer_s = 0.0
         self.tokens = self.padded_tokens = 0
         self.future: Future[Logits] = Future()
@@ -94,15 +96,20 @@ class Flow:
 class Batch:
     """Rows of one or more flows of one scorer that run together.
 
-    Args: parts: (flow, its rows); length: padded length; n_rows; tokens: real ones.
+    Args: rows: of each flow, in the batch's order; length: padded length; n_rows; tokens: real ones.
     """
 
     scorer: Scorer
     speed: Speed
-    parts: list[tuple[Flow, NDArray[np.int64]]] = field(default_factory=list)
+    rows: dict[Flow, list[int]] = field(default_factory=dict)
     length: int = 0
     n_rows: int = 0
     tokens: int = 0
+
+    @property
+    def parts(self) -> list[tuple[Flow, NDArray[np.int64]]]:
+        """Each flow and its rows, in the batch's order."""
+        return [(flow, np.asarray(rows, dtype=np.int64)) for flow, rows in self.rows.items()]
 
     @property
     def padded_tokens(self) -> int:
@@ -112,10 +119,10 @@ class Batch:
     def assemble(self) -> PairBatch:
         """Put the rows' token ids together."""
         queries, items = [], []
-        for flow, rows in self.parts:
+        for flow, rows in self.rows.items():
             item_ids = flow.prepared.item_ids
             queries += [flow.prepared.query_ids] * len(rows)
-            items += [item_ids[row] for row in rows.tolist()]
+            items += [item_ids[row] for row in rows]
         return self.scorer.bundle.tokenizer.collate(queries, items)
 
     def take(self, flow: Flow, *, tokens: float, budget_of: Callable[[int], int]) -> int:
@@ -123,6 +130,8 @@ class Batch:
 
         The first flow gives its shortest rows; a later one those nearest in length from below, so that the padded
         length grows only where nothing shorter waits. A batch of MIN_BATCH_TOKENS or more stays under MAX_WASTE.
+
+        The first row of a batch is always taken.
 
         Args: tokens: real tokens the flow may use now; budget_of: padded length → padded tokens of a batch.
         """
@@ -152,7 +161,7 @@ class Batch:
             length, n_rows, real, used = longest, n_rows + 1, real + new, used + new
         if start == end:
             return 0
-        self.parts.append((flow, np.asarray(flow.rows[start:end], dtype=np.int64)))
+        self.rows.setdefault(flow, []).extend(flow.rows[start:end])
         del flow.rows[start:end], lengths[start:end]
         self.length, self.n_rows, self.tokens = length, n_rows, real
         return used
@@ -169,6 +178,7 @@ class Leader:
 
 def answer(flow: Flow, error: RelevanceError | None = None) -> None:
     """Answer a flow that was just closed: with an error or with what is there."""
+    flow.answered_at = min(monotonic(), flow.ticket.deadline)
     if error is not None:
         flow.future.set_exception(error)
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic_core import to_json
 
@@ -97,6 +98,7 @@ async def score(request: Request) -> Response:
         score_body, asked, answer.scored, answer.model.bundle, request_id=state.request_id, timing_ms=timing_ms
     )
     content = render() if len(items) <= INLINE_ROWS else await loop.run_in_executor(batcher.front, render)
+    batcher.sent(answer)
     return Response(content, media_type="application/json")
 
 
@@ -172,7 +174,7 @@ async def info(request: Request) -> Response:
     return json_response(_describe(service, service.model))
 
 
-@router.get("/metrics", summary="Prometheus series")
+@router.get("/metrics", summary="Prometheus series", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Give every series in the text format."""
     return Response(service_of(request).exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

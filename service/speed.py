@@ -1,4 +1,4 @@
-"""How fast the engines are, measured: seconds a padded token by length, and tokens a second of all engines together."""
+"""Measured: seconds a padded token by length, tokens a second of all engines, and how long an answer takes to send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from relevance.bundle import Precision
 LENGTH_EDGES = (16, 32, 48, 64, 96, 128, 192, 256, 512)
 MOST_TOKENS = 65_536
 _WEIGHT = 0.1
-"""Of a new measurement in the moving averages."""
+"""Of a new measurement in the moving averages; less for a batch too small to show more than its fixed cost."""
+_WHOLE_TOKENS = 256
+_MOST_CHANGE = 2.0
+"""A measurement counts as so many times the average at most, so that a stall is not taken for slowness."""
+
+_S_PER_PAIR = 5e-6
+_WAY_S = 0.001
+_LEAST_S, _MOST_RESERVE_S = 0.0005, 0.05
+_UP = 1.1
+_DOWN = _UP ** (-0.05 / 0.95)
 
 
 class Speed:
@@ -33,10 +42,11 @@ class Speed:
     def observe(self, *, length: int, padded_tokens: int, tokens: int, seconds: float) -> None:
         """Learn from one batch; length: padded; tokens: real ones."""
         bucket = _bucket(length)
+        weight = _WEIGHT * min(1.0, padded_tokens / _WHOLE_TOKENS)
         with self._lock:
             padded_s = seconds / padded_tokens
-            self._s_per_padded[bucket] = _moved(self._s_per_padded.get(bucket, 0.0), padded_s)
-            self._s_per_token = _moved(self._s_per_token, seconds / tokens)
+            self._s_per_padded[bucket] = _moved(self._s_per_padded.get(bucket, 0.0), padded_s, weight)
+            self._s_per_token = _moved(self._s_per_token, seconds / tokens, weight)
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,9 +78,28 @@ class Speed:
             return padded_tokens * self._s_per_padded[nearest]
 
 
+class AnswerTime:
+    """How long an answer takes from its last logits, or from its deadline, until it is sent; used on one thread.
+
+    A running estimate of the 95 % quantile, since a late answer is worth nothing and an early one costs a few pairs.
+    """
+
+    def __init__(self) -> None:
+        self._quantile_s = 0.002
+
+    def reserve_s(self, n_pairs: int) -> float:
+        """Give the seconds before a deadline at which the answer to so many pairs must be begun."""
+        return min(_MOST_RESERVE_S, _WAY_S + self._quantile_s) + _S_PER_PAIR * n_pairs
+
+    def observe(self, seconds: float, n_pairs: int) -> None:
+        """Learn from one answer that was sent."""
+        above = seconds - _S_PER_PAIR * n_pairs > self._quantile_s
+        self._quantile_s = max(_LEAST_S, self._quantile_s * (_UP if above else _DOWN))
+
+
 def _bucket(length: int) -> int:
     return int(np.searchsorted(LENGTH_EDGES, length))
 
 
-def _moved(old: float, new: float) -> float:
-    return new if not old else old + _WEIGHT * (new - old)
+def _moved(old: float, new: float, weight: float) -> float:
+    return new if not old else old + weight * (min(max(new, old / _MOST_CHANGE), old * _MOST_CHANGE) - old)

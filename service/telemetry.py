@@ -145,7 +145,7 @@ class Telemetry:
             "relevance_oldest_batch_age_seconds", "Age of the oldest batch in a session", registry=registry
         )
         self.tokens_per_s = Gauge(
-            "relevance_tokens_per_second", "Measured speed of all engines together, padded tokens", registry=registry
+            "relevance_tokens_per_second", "Measured speed of all engines together, real tokens", registry=registry
         )
         self.engine_busy = Counter("relevance_engine_busy_seconds", "Seconds in a session", registry=registry)
         self.engine_failures = Counter(

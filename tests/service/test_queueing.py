@@ -139,42 +139,56 @@ def _end(queue: FairQueue, batch: Batch, how: str) -> None:
 
 
 def test_a_small_request_waits_for_one_batch_of_a_large_one(scorer: Scorer):
-    """3,000 rows queued first, then 10: the next batch belongs to the 10, and room left in it to the 3,000."""
+    """3,000 rows queued first, then 8: all 8 are in the next batch, the large request has the rest of it."""
     queue = FairQueue(batch_s=BATCH_S)
-    large, small = flow_of(scorer, [20] * 3000), flow_of(scorer, [20] * 10)
+    large, small = flow_of(scorer, [20] * 3000), flow_of(scorer, [20] * 8)
     queue.submit(large)
     first = queue.take()
     queue.submit(small)
 
     second = queue.take()
 
-    assert [flow for flow, _ in first.parts] == [large]
-    assert [(flow, len(rows)) for flow, rows in second.parts] == [(small, 10), (large, 10)]
+    assert list(first.rows) == [large]
+    assert {flow: len(rows) for flow, rows in second.rows.items()} == {small: 8, large: 12}
 
 
 def test_new_requests_do_not_starve_an_old_one(scorer: Scorer):
-    """A new one-batch request arrives before every batch: the old one still opens every second batch."""
+    """Before every batch come as many new small requests as would fill it: the old one still gets half of the rows."""
     queue = FairQueue(batch_s=BATCH_S)
-    old = flow_of(scorer, [20] * 400)
+    old = flow_of(scorer, [20] * 4000)
     queue.submit(old)
-    openers = []
-    for _ in range(20):
-        queue.submit(flow_of(scorer, [20] * 20))
-        openers.append(queue.take().parts[0][0] is old)
+    queue.take()
+    rows = 0
+    for _ in range(40):
+        for _ in range(4):
+            queue.submit(flow_of(scorer, [20] * 5))
+        rows += len(queue.take().rows.get(old, ()))
 
-    assert 9 <= sum(openers) <= 11
+    assert 0.45 * 40 * 20 <= rows <= 0.55 * 40 * 20
+
+
+def test_equal_requests_share_batches_equally(scorer: Scorer):
+    """Four requests of the same size: after five batches of 20 rows each has had 25, give or take a turn."""
+    queue = FairQueue(batch_s=BATCH_S)
+    flows = [flow_of(scorer, [20] * 100) for _ in range(4)]
+    for flow in flows:
+        queue.submit(flow)
+    for _ in range(5):
+        queue.take()
+
+    assert all(abs(100 - len(flow.rows) - 25) <= 5 for flow in flows)
 
 
 def test_shares_follow_weights(scorer: Scorer):
-    """Weights 4 and 1, both with plenty of rows: of 50 batches about 40 are the heavier one's."""
+    """Weights 4 and 1, both with plenty of rows: of 50 batches of 20 rows, 800 rows are the heavier one's."""
     queue = FairQueue(batch_s=BATCH_S)
     heavy, light = flow_of(scorer, [20] * 3000, weight=4), flow_of(scorer, [20] * 3000)
     queue.submit(light)
     queue.submit(heavy)
 
-    turns = [queue.take().parts[0][0] is heavy for _ in range(50)]
+    rows = sum(len(queue.take().rows.get(heavy, ())) for _ in range(50))
 
-    assert 38 <= sum(turns) <= 42
+    assert 760 <= rows <= 840
 
 
 def test_a_batch_is_cut_short_for_a_near_deadline(scorer: Scorer):
