@@ -26,6 +26,8 @@ from service.settings import Settings, default_threads, load_settings
 
 log = logging.getLogger("relevance.service")
 _LAST_WORDS_S = 2.0
+_TRUSTED_PROXIES = "127.0.0.1,::1"
+"""Whose X-Forwarded-For counts, whatever the environment says: from these it can take loopback rights, never give."""
 _SWITCH_S = 0.001
 """How long a thread may hold the interpreter while the event loop waits for it."""
 
@@ -166,6 +168,7 @@ def _config(settings: Settings, app: FastAPI, port: int, *, lifespan: Literal["o
         log_config=None,
         access_log=False,
         server_header=False,
+        forwarded_allow_ips=_TRUSTED_PROXIES,
         timeout_graceful_shutdown=settings.shutdown_s,
     )
 

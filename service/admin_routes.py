@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
@@ -32,6 +33,7 @@ def _only_operators(request: Request) -> None:
 
 _FORBIDDEN = PROBLEMS[400] | {"description": "Not from loopback, and no API keys are configured"}
 _REFUSED = PROBLEMS[400] | {"description": "Refused; what ran before still runs"}
+_BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {status: PROBLEMS[status] for status in (400, 408, 413, 415, 422)}
 admin_router = APIRouter(
     prefix="/admin", dependencies=[Depends(_only_operators)], responses={401: PROBLEMS[401], 403: _FORBIDDEN}
 )
@@ -53,7 +55,7 @@ async def drain(request: Request) -> Response:
 @admin_router.post(
     "/reload",
     summary="Replace the bundle, or its policy alone, without a pause",
-    responses={409: _REFUSED, 422: PROBLEMS[422], 503: PROBLEMS[503]},
+    responses={**_BODY_PROBLEMS, 409: _REFUSED, 503: PROBLEMS[503]},
     openapi_extra=_body("ReloadRequest"),
 )
 async def reload(request: Request) -> Response:
@@ -82,7 +84,7 @@ async def rollback(request: Request) -> Response:
 @admin_router.post(
     "/mode",
     summary="Turn the kill switch",
-    responses={422: PROBLEMS[422]},
+    responses=_BODY_PROBLEMS,
     openapi_extra=_body("ModeRequest"),
 )
 async def mode(request: Request) -> Response:

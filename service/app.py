@@ -63,7 +63,12 @@ def create_app(settings: Settings, *, on_end: OnEnd = lambda status, reason: Non
     for kind in (RelevanceError, HTTPException):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(
-        RequestBoundary, telemetry=telemetry, keys=keys, admin_port=settings.admin_port, tracing=service.tracing
+        RequestBoundary,
+        telemetry=telemetry,
+        keys=keys,
+        admin_port=settings.admin_port,
+        tracing=service.tracing,
+        draining=lambda: service.phase in {"draining", "failed"},
     )
     _add_schemas(app)
     return app

@@ -9,6 +9,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 REQUEST_TIMEOUT_S = 20.0
 """Seconds from a connection's start, later from a request's first byte, to the request's last byte."""
 
+_LAST_CALL_S = 0.2
+
 
 class TimedProtocol(HttpToolsProtocol):
     """Closes a connection whose request does not arrive: silent, a header or a body that trickles in, read or not.
@@ -33,6 +35,10 @@ class TimedProtocol(HttpToolsProtocol):
         """Stop timing."""
         self._stop_timer()
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """End with the request in hand; an idle connection a little later, for a request may be on its way to it."""
+        self.loop.call_later(_LAST_CALL_S, super().shutdown)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop timing."""

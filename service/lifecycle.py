@@ -63,6 +63,7 @@ class Service:
     tracing: Tracing = field(init=False)
     _parts: _Parts | None = None
     _previous: Settings | None = None
+    _lost: str | None = None
     _reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
@@ -126,8 +127,10 @@ class Service:
 
     @property
     def alive(self) -> bool:
-        """Whether the engines work, or have not started yet."""
-        return self.phase != "failed" and (self._parts is None or self._parts.batcher.engines.alive)
+        """Whether the engines work, have not started yet, or are not needed."""
+        if self.phase == "failed":
+            return False
+        return self.mode == "passthrough" or self._parts is None or self._parts.batcher.engines.alive
 
     @property
     def ready(self) -> bool:
@@ -138,10 +141,12 @@ class Service:
         return self.mode == "passthrough" or (engines.alive and engines.fresh)
 
     def set_mode(self, mode: Mode) -> None:
-        """Turn the kill switch: passthrough keeps every item, unscored."""
+        """Turn the kill switch: passthrough keeps every item, unscored, and the process up though engines be lost."""
         self.mode = mode
         self.telemetry.passthrough.set(mode == "passthrough")
         log.warning("mode is %s", mode)
+        if self._lost is not None:
+            self._on_fatal(self._lost)
 
     def observe(self, work: Work, answer: Answer) -> None:
         """Show an answered request to drift monitor, shadow and pair log; costs microseconds, never raises."""
@@ -300,6 +305,9 @@ class Service:
         return _Parts(batcher, cache, shared_cache, DriftMonitor(model.bundle.baseline, telemetry), shadow, pair_log)
 
     def _on_fatal(self, reason: str) -> None:
+        self._lost = reason
+        if self.mode == "passthrough":
+            return
         self.phase = "failed"
         self.telemetry.ready.set(0)
         self.on_end(EXIT_ENGINE_LOST, reason)

@@ -52,8 +52,11 @@ class Model:
         probe(self.bundle, self.sessions[number % len(self.sessions)], self.session.precision)
 
     def with_policy_of(self, bundle: Bundle) -> Model:
-        """Give the same model under the calibrator and policy of a bundle of the same graph; nothing is reloaded."""
-        replaced = replace(self.bundle, manifest=bundle.manifest, calibrator=bundle.calibrator, policy=bundle.policy)
+        """Give the same model under all that a bundle of the same graph decides otherwise; nothing is reloaded.
+
+        The golden pairs stay those that were replayed here: the canary runs them.
+        """
+        replaced = replace(bundle, tokenizer=self.bundle.tokenizer, golden=self.bundle.golden)
         first, *more = self.sessions
         scorer = Scorer(replaced, first, more_sessions=more, keep_unscored=self.scorer.keep_unscored)
         return replace(self, bundle=replaced, scorer=scorer)

@@ -235,9 +235,10 @@ class Telemetry:
             self.requests.labels(
                 route, "200" if route != UNMATCHED else "404", outcome(200 if route in ROUTES else 404)
             )
-        for status in (400, 413, 415, 422, 429, 500, 503, 504):
+        for status in (400, 401, 408, 413, 415, 422, 429, 500, 503, 504):
             self.requests.labels("/score", str(status), outcome(status))
         self.requests.labels("/score", "200", "partial")
+        self.requests.labels("/score", "499", "cancelled")
         for name in SIZE_CLASSES:
             self.duration.labels("/score", name)
         for stage in STAGES:

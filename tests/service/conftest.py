@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from typing import IO, Any
 import httpx
 import pytest
 
+from relevance.labels import ESCI
+from relevance.pairs import read_labelled_pairs
 from service.model import Model, load_model
 from service.settings import Settings
 
@@ -156,6 +159,31 @@ def settings(tiny_bundle: Path) -> Settings:
 def model(settings: Settings) -> Model:
     """The model of the tiny bundle."""
     return load_model(settings)
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tiny_run: Path, tiny_pairs, make_student, fit_student_head, tmp_path_factory) -> Path:
+    """The bundle of a student of other weights, fp32 only: another score for every pair."""
+    from export.build import main
+    from training.predictions import predictions_of, write_predictions
+    from training.student.predict import predict
+
+    path = tmp_path_factory.mktemp("other") / "run"
+    shutil.copytree(tiny_run, path, ignore=shutil.ignore_patterns("export", "student"))
+    recipe = (path / "recipe.toml").read_text().replace('["fp32", "int8w"]', '["fp32"]')
+    (path / "recipe.toml").write_text(recipe.replace('model_id = "tiny"', 'model_id = "other"'))
+    (path / "student").mkdir()
+    shutil.copy(tiny_run / "student" / "DONE.json", path / "student")
+    student, tokenizer = make_student(seed=1)
+    fit_student_head(student, tokenizer, tiny_pairs)
+    student.save(path / "student", tokenizer)
+    for split in ("dev", "cal"):
+        rows = read_labelled_pairs(path / "data" / f"pairs.{split}.parquet", ESCI)
+        logits_NK = predict(student, tokenizer, [row.pair for row in rows])
+        write_predictions(path / "student" / f"predictions.{split}.parquet", predictions_of(rows, logits_NK, ESCI))
+    assert main(["--recipe", str(path / "recipe.toml"), "--out", str(path)]) == 0
+
+    return path / "export" / "bundle"
 
 
 @contextmanager

@@ -22,6 +22,13 @@ def server(launch_shared):
     return launch_shared(faulty=True)
 
 
+@pytest.fixture(autouse=True)
+def sound_engine(server):
+    """Leave no fault to the next test."""
+    yield
+    server.set_engine("ok")
+
+
 @pytest.fixture(scope="module")
 def impatient(launch_shared):
     """A server with short limits on receiving a request."""

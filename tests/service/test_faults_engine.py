@@ -42,6 +42,20 @@ def test_an_engine_that_raises_once_fails_that_request_only(launch, fresh_body):
     assert metrics['relevance_pairs_total{outcome="error"}'] == 3
 
 
+def test_a_request_of_many_batches_loses_those_that_failed(faulty, fresh_body):
+    """The second batch of several raises: its rows come back unscored with a reason, all others with their scores."""
+    faulty.set_engine("ok", "raise", "ok")
+
+    answer = faulty.client.post("/score", json=fresh_body(3000))
+
+    rows = answer.json()["results"]
+    assert answer.status_code == 200
+    assert [row["index"] for row in rows] == list(range(3000))
+    assert {(row["source"], row.get("reason")) for row in rows} == {("model", None), ("unscored", "error")}
+    assert answer.json()["counts"]["kept"] == 3000
+    assert faulty.client.get("/readyz").status_code == 200
+
+
 def test_a_second_failure_in_a_row_ends_the_process(launch, fresh_body):
     """The canary in between runs well, the next batch fails again: exit status 70, and both requests were answered."""
     server = launch(faulty=True)
@@ -60,7 +74,7 @@ def test_a_lost_engine_leaves_nobody_waiting(launch, fresh_body):
 
     first = server.post_apart([fresh_body()])
     server.wait_for("relevance_inflight_batches", 1)
-    others = server.post_apart([fresh_body(100) for _ in range(8)])
+    others = server.post_apart([fresh_body(1000) for _ in range(8)])
 
     assert statuses(first) == [200]
     assert statuses(others) == [500] * 8

@@ -1,0 +1,117 @@
+"""Two servers and one Redis: what one has scored, the other knows; Redis may die and come back, answers go on."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+import redis
+
+PATIENCE_S = 30
+ERRORS = 'relevance_shared_cache_errors_total{kind="%s"}'
+
+
+class RedisServer:
+    """A redis-server on a port of its own, which can be killed and started again."""
+
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it accepts connections."""
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        self.process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
+        give_up = time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up:
+            with suppress(OSError):
+                return socket.create_connection(("127.0.0.1", self.port)).close()
+            time.sleep(0.01)
+        raise RuntimeError("redis-server did not start")
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def wait_for_keys(self, n: int) -> None:
+        """Return when it holds so many: writes do not keep answers waiting."""
+        client = redis.Redis(port=self.port, protocol=2)
+        give_up = time.monotonic() + PATIENCE_S
+        while (found := client.dbsize()) < n:
+            assert time.monotonic() < give_up, f"expected {n} keys, found {found}"
+            time.sleep(0.01)
+        client.close()
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A Redis that a test may kill."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: redis-server)")
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
+
+
+def sources(server, body: dict) -> set[str]:
+    """Give where the scores of an answer come from."""
+    answer = server.client.post("/score", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["partial"] is False
+    return {row["source"] for row in answer.json()["results"]}
+
+
+def test_replicas_share_scores_and_outlive_their_redis(launch, fresh_body, redis_server):
+    """Same scores from the cache of the other; dead, it costs misses and errors in a series; back, it is used again."""
+    url = f"redis://127.0.0.1:{redis_server.port}/0"
+    first, second = (launch(redis_url=url, redis_timeout_ms="500", drain_s="0") for _ in range(2))
+    body, length = fresh_body(30), 30
+
+    computed = first.client.post("/score", json=body).json()
+    redis_server.wait_for_keys(length)
+    shared = second.client.post("/score", json=body).json()
+    assert {row["source"] for row in computed["results"]} == {"model"}
+    assert {row["source"] for row in shared["results"]} == {"cache"}
+    assert [row["score"] for row in shared["results"]] == [row["score"] for row in computed["results"]]
+    assert [row["truncated"] for row in shared["results"]] == [row["truncated"] for row in computed["results"]]
+    assert second.metrics()['relevance_cache_hits_total{tier="shared"}'] == length
+
+    redis_server.kill()
+    assert [sources(server, fresh_body()) for server in (first, second) for _ in range(5)] == [{"model"}] * 10
+    assert [server.metrics()[ERRORS % "connection"] > 0 for server in (first, second)] == [True, True]
+    assert [server.client.get("/readyz").status_code for server in (first, second)] == [200, 200]
+
+    redis_server.start()
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        again = fresh_body()
+        assert sources(first, again) == {"model"}
+        time.sleep(0.1)
+        if sources(second, again) == {"cache"}:
+            break
+        assert time.monotonic() < give_up
+    assert [server.terminate() for server in (first, second)] == [0, 0]
+
+
+def test_garbage_in_redis_is_computed_again(launch, fresh_body, redis_server):
+    """Every value there is overwritten with nonsense: a miss, a count, no error."""
+    url = f"redis://127.0.0.1:{redis_server.port}/0"
+    first, second = (launch(redis_url=url, redis_timeout_ms="500") for _ in range(2))
+    body = fresh_body(10)
+    assert sources(first, body) == {"model"}
+    redis_server.wait_for_keys(10)
+    client = redis.Redis(port=redis_server.port, protocol=2)
+    for key in client.scan_iter():
+        client.set(key, b"\x00nonsense")
+    client.close()
+
+    assert sources(second, body) == {"model"}
+    assert second.metrics()[ERRORS % "garbage"] == 10
