@@ -62,11 +62,13 @@ class Service:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     tracing: Tracing = field(init=False)
     _parts: _Parts | None = None
-    _previous: Settings | None = None
+    _previous: tuple[Settings, Model | None] | None = None
+    _configured: Settings = field(init=False)
     _lost: str | None = None
     _reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
+        self._configured = self.settings.model_copy(update={"bundle_id": None})
         self.mode = self.settings.mode
         self.tracing = open_tracing(enabled=self.settings.tracing)
 
@@ -193,16 +195,17 @@ class Service:
         """Replace the model: load, verify, replay, warm, then swap at once; on any failure nothing has changed.
 
         A bundle of the same graph, tokenizer and template, or another policy file, replaces calibrator and policy only.
+        With nothing named, what the process was started with is read again.
 
-        Args: bundle, policy: as in the settings when None; bundle_id: that the bundle must have.
+        Args: bundle, policy: what is served now when None; bundle_id: that the bundle must have.
         Returns: `policy` or `bundle`: what was replaced.
         Raises: ReloadError: saying why the new one must not be served; NotReadyError: not started.
         """
         self.running()
-        changes = {"bundle": bundle, "policy": policy, "bundle_id": bundle_id}
-        wanted = self.settings.model_copy(
-            update={k: v for k, v in changes.items() if v is not None or k == "bundle_id"}
-        )
+        named = {name: path for name, path in (("bundle", bundle), ("policy", policy)) if path is not None}
+        wanted = self._configured
+        if named or bundle_id is not None:
+            wanted = self.settings.model_copy(update={**named, "bundle_id": bundle_id})
         return await self._replace(wanted)
 
     async def rollback(self) -> str:
@@ -212,39 +215,42 @@ class Service:
         """
         if self._previous is None:
             raise ReloadError("expected an earlier reload to roll back, found none")
-        return await self._replace(self._previous)
+        return await self._replace(*self._previous)
 
-    async def _replace(self, wanted: Settings) -> str:
+    async def _replace(self, wanted: Settings, kept: Model | None = None) -> str:
+        """Serve what some settings name, or a model that was kept."""
         if self._reloading.locked():
             raise ReloadError("expected no reload under way, found one; try again when it has ended")
         async with self._reloading:
-            began = perf_counter()
+            began, current = perf_counter(), self.model
             try:
-                model, kind = await asyncio.to_thread(self._load_next, wanted)
+                model = kept if kept is not None else await asyncio.to_thread(self._load_next, wanted)
             except RelevanceError as error:
                 self.telemetry.reloads.labels("refused").inc()
                 log.error("not reloaded: %s", error)
-                raise ReloadError(f"{error}; bundle {self.model.bundle.manifest.bundle_id} is still served") from error
-            pinned = self.settings.model_copy(update={"bundle": self.model.bundle.path})
+                raise ReloadError(f"{error}; bundle {current.bundle.manifest.bundle_id} is still served") from error
+            same_graph = model.sessions is current.sessions
+            pinned = self.settings.model_copy(update={"bundle": current.bundle.path})
             if self._parts is not None:
                 self._parts.batcher.use(model)
                 if self._parts.shadow is not None:
                     self._parts.shadow.forget()
                 self._parts.drift = DriftMonitor(model.bundle.baseline, self.telemetry)
             self._declare(model)
-            self._previous, self.settings = pinned, wanted
+            self._previous, self.settings = (pinned, current if same_graph else None), wanted
             self.telemetry.reloads.labels("ok").inc()
+            kind = "policy" if same_graph else "bundle"
             self._announce(f"{kind} reloaded", perf_counter() - began)
             return kind
 
-    def _load_next(self, wanted: Settings) -> tuple[Model, Literal["policy", "bundle"]]:
+    def _load_next(self, wanted: Settings) -> Model:
         current = self.model
         pinned = wanted.model_copy(update={"bundle": wanted.bundle.resolve()})
         bundle = open_model_bundle(pinned)
         precision = current.session.precision
         if precision in bundle.manifest.graphs and scoring_identity(bundle, precision) == current.identity:
-            return current.with_policy_of(bundle), "policy"
-        return load_model(pinned), "bundle"
+            return current.with_policy_of(bundle)
+        return load_model(pinned)
 
     def _load(self) -> _Parts:
         settings, telemetry = self.settings, self.telemetry

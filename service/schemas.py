@@ -63,7 +63,7 @@ class ScoreRequest(_Wire):
 
 
 class ReloadRequest(_Wire):
-    """What to serve next; a path that is left out stays, an empty body reads the same paths again.
+    """What to serve next; a path that is left out stays as served, an empty body reads what the process started with.
 
     `bundle_id` is what the bundle there must be.
     """

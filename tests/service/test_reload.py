@@ -169,6 +169,28 @@ def test_a_rollback_finds_a_bundle_that_had_replaced_the_policy_only(server, rew
     assert rolled["bundle"] == open_bundle(middle).manifest.bundle_id
 
 
+def test_a_rollback_restores_a_policy_whose_file_was_overwritten(server, fresh_body, tmp_path: Path):
+    """The same path is edited and reloaded: rolling back brings the policy that was in force, not the new content."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(STRICT)
+    assert reload(server, policy=policy).status_code == 200
+    policy.write_text(STRICT.replace('"strict"', '"stricter"'))
+    assert reload(server, policy=policy).json()["policy"] == "stricter"
+
+    back = server.client.post("/admin/rollback")
+
+    assert (back.status_code, back.json()["policy"]) == (200, "strict")
+    assert score(server, fresh_body())["policy"] == "strict"
+
+
+def test_an_empty_reload_reads_what_the_process_was_started_with(server, other_bundle: Path):
+    """After a reload by path, `{}` (and so SIGHUP) goes back to the configured bundle."""
+    before = server.client.get("/info").json()["bundle"]
+    assert reload(server, bundle=other_bundle).json()["bundle"] != before
+
+    assert server.client.post("/admin/reload", json={}).json()["bundle"] == before
+
+
 def test_sighup_takes_what_the_store_calls_current(launch, tiny_bundle: Path, other_bundle: Path, tmp_path: Path):
     """The link is switched, then the signal sent; a damaged one is refused in the log and the service goes on."""
     store = BundleStore(tmp_path / "store")
