@@ -60,7 +60,8 @@ def default_of(points: Sequence[Point]) -> Point:
     """Give the setting that the service has by default, the first one if it is not in the grid."""
     used = Settings()
     for point in points:
-        if (point.engines, point.threads, point.batch_ms / 1000) == (used.engines, used.session_threads, used.batch_s):
+        layout = (used.n_engines, used.session_threads, used.batch_s)
+        if (point.engines, point.threads, point.batch_ms / 1000) == layout:
             return point
     return points[0]
 

@@ -29,7 +29,7 @@ PROJECT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60
 _DESCRIBED = ("bundle", "model", "precision", "provider")
-_SETTINGS = ("engines", "prefetch", "pair_cache_bytes", "item_cache_entries")
+_SETTINGS = ("prefetch", "pair_cache_bytes", "item_cache_entries")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,11 @@ class Server:
         told = self.info()
         settings = load_settings(**self.settings)
         used = {name: getattr(settings, name) for name in _SETTINGS}
-        resolved = {"threads": settings.session_threads, "batch_ms": 1000 * settings.batch_s}
+        resolved = {
+            "engines": settings.n_engines,
+            "threads": settings.session_threads,
+            "batch_ms": 1000 * settings.batch_s,
+        }
         return {name: told[name] for name in _DESCRIBED} | resolved | used
 
     def metrics(self) -> Metrics:

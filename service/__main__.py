@@ -184,8 +184,8 @@ def _arguments(argv: list[str]) -> Settings:
     parser.add_argument("--policy", type=Path, help="policy.toml to use instead of the bundle's own")
     parser.add_argument("--precision", help="auto, fp32, fp16, int8w or int8 (default auto)")
     parser.add_argument("--provider", help="cpu or cuda (default cpu)")
-    parser.add_argument("--threads", type=int, help="intra-op threads of an engine (default: the CPU quota shared)")
-    parser.add_argument("--engines", type=int, help="engine threads (default 1)")
+    parser.add_argument("--threads", type=int, help="intra-op threads of an engine (default: 1)")
+    parser.add_argument("--engines", type=int, help="engine threads (default: the CPU quota)")
     return load_settings(**vars(parser.parse_args(argv)))
 
 

@@ -21,6 +21,9 @@ from service.scorer import MAX_WASTE, MIN_BATCH_TOKENS, Logits, Prepared, Reason
 from service.speed import Speed
 from service.tracing import RequestSpan
 
+JOIN_WASTE = 0.03
+"""Of a batch's budget may be padding where requests are put together; a batch of its own costs about as much."""
+
 
 class Flow:
     """One request's rows: waiting (sorted by length), running in a batch, following another request's row, or done.
@@ -136,29 +139,23 @@ class Batch:
         Args: tokens: real tokens the flow may use now; budget_of: padded length → padded tokens of a batch.
         """
         lengths = flow.lengths
-        start = end = 0 if not self.n_rows else bisect_right(lengths, self.length)
-        downward = bool(self.n_rows) and start > 0
+        start = end = bisect_right(lengths, self.length) if self.n_rows else 0
+        downward, joining = start > 0, bool(self.n_rows)
         length, n_rows, real, used = self.length, self.n_rows, self.tokens, 0
         while used < tokens or not n_rows:
-            if downward:
-                if start == 0:
-                    break
-                new = lengths[start - 1]
-            else:
-                if end == len(lengths):
-                    break
-                new = lengths[end]
-            longest = max(length, new)
-            padded = (n_rows + 1) * longest
-            if n_rows and (
-                padded > budget_of(longest) or (padded > MAX_WASTE * (real + new) and real >= MIN_BATCH_TOKENS)
-            ):
+            place = start - 1 if downward else end
+            if not 0 <= place < len(lengths):
                 break
-            if downward:
-                start -= 1
-            else:
-                end += 1
-            length, n_rows, real, used = longest, n_rows + 1, real + new, used + new
+            new = lengths[place]
+            longest, real_after = max(length, new), real + new
+            padded, budget = (n_rows + 1) * longest, budget_of(longest)
+            wasteful = real >= MIN_BATCH_TOKENS and padded > MAX_WASTE * real_after
+            if joining:
+                wasteful = padded - real_after > JOIN_WASTE * budget
+            if n_rows and (padded > budget or wasteful):
+                break
+            start, end = (place, end) if downward else (start, place + 1)
+            length, n_rows, real, used = longest, n_rows + 1, real_after, used + new
         if start == end:
             return 0
         self.rows.setdefault(flow, []).extend(flow.rows[start:end])

@@ -287,7 +287,7 @@ class Service:
                 batch_s=settings.batch_s,
                 max_requests=settings.max_queued_requests,
                 engines=EngineOptions(
-                    count=settings.engines,
+                    count=settings.n_engines,
                     prefetch=settings.provider == "cuda" if settings.prefetch is None else settings.prefetch,
                     hang_s=settings.hang_s,
                     canary_s=settings.canary_s,
@@ -321,7 +321,7 @@ class Service:
     def _declare(self, model: Model) -> None:
         bundle, telemetry = model.bundle, self.telemetry
         telemetry.declare_locales([POOLED, *bundle.policy.locales])
-        telemetry.threads.set(self.settings.engines * self.settings.session_threads)
+        telemetry.threads.set(self.settings.n_engines * self.settings.session_threads)
         telemetry.parity.set(model.replay.max_abs_difference)
         telemetry.passthrough.set(self.mode == "passthrough")
         telemetry.model_info.clear()
@@ -341,7 +341,7 @@ class Service:
             "bundle": manifest.bundle_id,
             "model": manifest.model_id,
             "precision": model.session.precision,
-            "engines": self.settings.engines,
+            "engines": self.settings.n_engines,
             "threads": self.settings.session_threads,
             "tokens_per_s": round(model.speed.tokens_per_s),
             "golden_pairs": model.replay.n_pairs,

@@ -86,7 +86,7 @@ def load_model(settings: Settings) -> Model:
     Raises: BundleError, InputError: one line that says why this bundle must not be served.
     """
     bundle = open_model_bundle(settings)
-    n_sessions = 1 if settings.session_threads == 1 else settings.engines
+    n_sessions = 1 if settings.session_threads == 1 else settings.n_engines
     sessions = tuple(
         OnnxSession(bundle, precision=settings.precision, provider=settings.provider, threads=settings.session_threads)
         for _ in range(n_sessions)
@@ -104,7 +104,7 @@ def load_model(settings: Settings) -> Model:
         sessions=sessions,
         scorer=Scorer(bundle, first, more_sessions=more, keep_unscored=settings.keep_unscored),
         replay=shown,
-        speed=Speed(first.precision, engines=settings.engines),
+        speed=Speed(first.precision, engines=settings.n_engines),
         costs=CostEstimator(max_pair_tokens=bundle.manifest.limits.max_pair_tokens),
         identity=scoring_identity(bundle, first.precision),
     )

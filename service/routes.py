@@ -252,7 +252,7 @@ def _describe(service: Service, model: Model) -> dict[str, Any]:
         "default_deadline_ms": settings.default_deadline_ms,
         "keep_unscored": settings.keep_unscored,
         "mode": service.mode,
-        "engines": settings.engines,
+        "engines": settings.n_engines,
         "threads": settings.session_threads,
         "tokens_per_second": round(model.speed.tokens_per_s),
         "quality": manifest.quality,

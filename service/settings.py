@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     mode: Literal["score", "passthrough"] = "score"
 
     threads: int | None = Field(default=None, ge=1, le=1024)
-    engines: int = Field(default=1, ge=1, le=64)
+    engines: int | None = Field(default=None, ge=1, le=64)
     prefetch: bool | None = None
     batch_ms: float | None = Field(default=None, gt=0)
     max_items: int = Field(default=4096, ge=1, le=MOST_ITEMS)
@@ -119,9 +119,16 @@ class Settings(BaseSettings):
         return (self.batch_ms or (8.0 if self.provider == "cuda" else 40.0)) / 1000
 
     @property
+    def n_engines(self) -> int:
+        """Engine threads: as set, else one a GPU, and on a CPU as many as the quota has room for at `threads` each."""
+        if self.engines is not None:
+            return self.engines
+        return 1 if self.provider == "cuda" else max(1, default_threads() // (self.threads or 1))
+
+    @property
     def session_threads(self) -> int:
         """Intra-op threads of each engine's session: as set, else the CPU quota shared by the engines."""
-        return self.threads or max(1, default_threads() // self.engines)
+        return self.threads or max(1, default_threads() // self.n_engines)
 
 
 def load_settings(**options: Any) -> Settings:  # noqa: ANN401 - values of any field

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from threading import Lock
-
-import numpy as np
 
 from relevance.bundle import Precision
 
@@ -98,7 +97,7 @@ class AnswerTime:
 
 
 def _bucket(length: int) -> int:
-    return int(np.searchsorted(LENGTH_EDGES, length))
+    return bisect_left(LENGTH_EDGES, length)
 
 
 def _moved(old: float, new: float, weight: float) -> float:

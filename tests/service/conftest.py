@@ -192,6 +192,8 @@ def _servers(tiny_bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Cal
 
     def start(bundle: Path = tiny_bundle, *, faulty: bool | str = False, **settings: str) -> Server:
         faults = folders.mktemp("faults") if faulty else None
+        if faulty:
+            settings = {"engines": "1"} | settings
         if faults is not None and isinstance(faulty, str):
             (faults / "engine").write_text(faulty)
         servers.append(start_server(bundle, faults=faults, **settings))
@@ -209,7 +211,7 @@ def _servers(tiny_bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Cal
 def launch(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """Start servers with settings of their own; all are gone at the test's end.
 
-    `faulty=True` gives one whose engine obeys, a text says what it does from the start.
+    `faulty=True` gives one whose engine, its only one, obeys; a text says what it does from the start.
     """
     with _servers(tiny_bundle, tmp_path_factory) as start:
         yield start

@@ -91,3 +91,22 @@ def test_a_provider_this_build_lacks_is_refused(monkeypatch):
 
     with pytest.raises(SettingsError, match="CUDAExecutionProvider"):
         check_runtime("cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        ({}, (8, 1)),
+        ({"threads": 2}, (4, 2)),
+        ({"engines": 2}, (2, 4)),
+        ({"engines": 3, "threads": 5}, (3, 5)),
+        ({"provider": "cuda"}, (1, 8)),
+    ],
+)
+def test_engines_times_threads_is_the_quota_unless_both_are_set(monkeypatch, options, layout):
+    """Eight cores: as many engines of one thread on a CPU, one engine on a GPU; one of the two decides the other."""
+    monkeypatch.setattr("service.settings.default_threads", lambda: 8)
+
+    settings = load_settings(**options)
+
+    assert (settings.n_engines, settings.session_threads) == layout
