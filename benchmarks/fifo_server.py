@@ -18,10 +18,8 @@ class FifoQueue(FairQueue):
         flow.deficit = float("inf")
         super().submit(flow)
 
-    def _whose_turn(self, late: list[Flow]) -> Flow | None:
-        self._old.extend(self._new)
-        self._new.clear()
-        return super()._whose_turn(late)
+    def _turn_order(self) -> list[Flow]:
+        return [*self._old, *self._new]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The one queue in front of all engines: fair, work-conserving, and the only place where flows change.
 
 Deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995) in tokens: in its turn a flow may use a quarter of what one
-batch may cost, times its weight, and a batch takes turns until it is full. Flows that have not had a turn yet and those
-that have alternate (the sparse flows of RFC 8290), so a small request waits for one batch of a large one, not for all
-of it, and those that have begun keep half of the engine. A pair that is being computed for one request is not computed
-again for another: its row follows the first (single flight).
+batch may cost, times its weight; a batch takes turns until it is full, and what room is left goes to whoever fits, on
+account. Flows that have not had a turn yet and those that have alternate (the sparse flows of RFC 8290), so a small
+request waits for one batch of a large one, not for all of it. A pair that is being computed for one request is not
+computed again for another: its row follows the first (single flight).
 
 Suffixes: N rows of a batch, K classes.
 """
@@ -12,7 +12,8 @@ Suffixes: N rows of a batch, K classes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from threading import Condition
 from time import monotonic, perf_counter
@@ -25,6 +26,36 @@ from service.flow import Batch, Flow, Leader, answer
 
 TURNS = 4
 """Turns of weight 1 in a batch: more follow fair shares more closely, and mix lengths more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """A batch that is being filled.
+
+    Args: budget_of: padded length → padded tokens it may have; done_at: about when it will have run.
+    """
+
+    batch: Batch
+    budget_of: Callable[[int], int]
+    done_at: float
+
+    @property
+    def full(self) -> bool:
+        """Whether not one more row as long as its longest fits."""
+        batch = self.batch
+        return batch.n_rows > 0 and batch.padded_tokens + batch.length > self.budget_of(batch.length)
+
+    def take(self, flow: Flow, tokens: float) -> int:
+        """Move rows of a flow into the batch and charge them to it, if it may share the batch."""
+        batch = self.batch
+        if self.full or not flow.rows or flow.scorer is not batch.scorer:
+            return 0
+        if batch.n_rows and self.done_at >= flow.ticket.deadline:
+            return 0
+        used = batch.take(flow, tokens=tokens, budget_of=self.budget_of)
+        flow.deficit -= used
+        flow.had_turn = flow.had_turn or used > 0
+        return used
 
 
 class FairQueue:
@@ -40,7 +71,7 @@ class FairQueue:
         self._changed = Condition()
         self._new: deque[Flow] = deque()
         self._old: deque[Flow] = deque()
-        self._skipped_old = False
+        self._old_first = False
         self._live: set[Flow] = set()
         self._leaders: dict[bytes, Leader] = {}
         self._closing = False
@@ -56,14 +87,13 @@ class FairQueue:
                 raise self._aborted
             if flow.keys is not None:
                 self._follow(flow, flow.keys)
-            if flow.open_rows:
+            done = flow.closed = not flow.open_rows
+            if not done:
                 self._live.add(flow)
-            else:
-                flow.closed = True
             if flow.rows:
                 self._new.append(flow)
                 self._changed.notify(self._engines)
-        if flow.closed:
+        if done:
             answer(flow)
 
     def take(self, *, wait_s: float = 0.0) -> Batch | None:
@@ -169,60 +199,68 @@ class FairQueue:
         return 0.0 if since is None else perf_counter() - since
 
     def _form(self, late: list[Flow]) -> Batch | None:
-        """Cut the next batch, or None; flows that cannot be served in time any more are dropped into `late`."""
-        flow = self._whose_turn(late)
-        if flow is None:
-            return None
-        batch = Batch(flow.scorer, flow.speed)
-        batch_s = self._batch_seconds(flow)
-        done_at = monotonic() + batch_s
-        budget_of = partial(flow.speed.token_budget, seconds=batch_s)
-        quantum = budget_of(flow.lengths[0]) / TURNS
-        aside: list[Flow] = []
-        while flow is not None:
-            used = 0
-            if flow.scorer is batch.scorer and (not batch.n_rows or done_at < flow.ticket.deadline):
-                if flow.deficit <= 0:
-                    flow.deficit += quantum * flow.ticket.weight
-                used = batch.take(flow, tokens=flow.deficit, budget_of=budget_of)
-                flow.deficit -= used
-            if not used:
-                aside.append(flow)
-            elif flow.rows:
-                self._line_up(flow)
-            if batch.padded_tokens + batch.length > budget_of(batch.length):
-                break
-            flow = self._whose_turn(late)
-        for flow in reversed(aside):
-            (self._old if flow.had_turn else self._new).appendleft(flow)
-        return batch
+        """Cut the next batch, or None; flows that cannot be served in time any more are dropped into `late`.
 
-    def _line_up(self, flow: Flow) -> None:
-        """Put a flow back after it got something: in front while its turn lasts, else at the end."""
-        flow.had_turn = True
-        if flow.deficit > 0:
-            self._old.appendleft(flow)
-        else:
-            self._old.append(flow)
-
-    def _whose_turn(self, late: list[Flow]) -> Flow | None:
-        """Take the flow whose turn it is out of its line, or None: a new one and an old one alternately."""
-        while self._new or self._old:
-            fresh = bool(self._new) and not (self._skipped_old and self._old)
-            flow = (self._new if fresh else self._old).popleft()
+        First every flow has a turn, then what is left of the batch goes to whoever fits, on account.
+        """
+        room: _Room | None = None
+        ended: list[Flow] = []
+        for flow in self._turn_order():
             shortest_s = flow.speed.seconds(flow.lengths[0], flow.lengths[0])
-            if monotonic() + shortest_s < flow.ticket.deadline:
-                self._skipped_old = fresh and bool(self._old)
-                return flow
-            self._drop(flow)
-            late.append(flow)
-        return None
+            if monotonic() + shortest_s >= flow.ticket.deadline:
+                self._drop(flow)
+                late.append(flow)
+                continue
+            if flow.deficit <= 0:
+                flow.deficit += flow.ticket.weight * self._quantum(flow)
+            if flow.deficit > 0:
+                room = room or self._open(flow)
+                if room.full:
+                    break
+                room.take(flow, flow.deficit)
+            if flow.deficit <= 0:
+                ended.append(flow)
+        self._rearrange(ended)
+        if room is None and self._old:
+            room = self._open(self._old[0])
+        more = room is not None
+        while room is not None and more:
+            taken = [room.take(flow, self._quantum(flow)) for flow in [*self._old, *self._new]]
+            self._rearrange([])
+            more = any(taken)
+        return None if room is None else room.batch
+
+    def _turn_order(self) -> list[Flow]:
+        """Give the flows in the order of their turns: new and old ones alternate, each kind begins every other time."""
+        self._old_first = not self._old_first
+        lines = [list(self._new), list(self._old)]
+        first, second = lines[::-1] if self._old_first else lines
+        both = [flow for pair in zip(first, second, strict=False) for flow in pair]
+        shorter = min(len(first), len(second))
+        return [*both, *first[shorter:], *second[shorter:]]
+
+    def _rearrange(self, ended: list[Flow]) -> None:
+        """Put flows whose turn has ended last, and let go of those of which nothing waits."""
+        begun = [flow for flow in self._new if flow.had_turn]
+        self._new = deque(flow for flow in self._new if flow.rows and not flow.had_turn)
+        last = set(ended)
+        line = [*(flow for flow in [*begun, *self._old] if flow not in last), *ended]
+        self._old = deque(flow for flow in line if flow.rows)
+
+    def _quantum(self, flow: Flow) -> float:
+        return flow.speed.token_budget(flow.lengths[0], self._batch_s) / TURNS
+
+    def _open(self, flow: Flow) -> _Room:
+        seconds = self._batch_seconds(flow)
+        return _Room(
+            Batch(flow.scorer, flow.speed), partial(flow.speed.token_budget, seconds=seconds), monotonic() + seconds
+        )
 
     def _batch_seconds(self, flow: Flow) -> float:
         """Give what a batch that starts with this flow may take: less where its deadline is near or engines idle."""
         seconds = min(self._batch_s, flow.ticket.deadline - monotonic())
         if self._idle:
-            waiting = sum(sum(other.lengths) for other in (flow, *self._new, *self._old))
+            waiting = sum(sum(other.lengths) for other in (*self._new, *self._old))
             all_s = flow.speed.seconds(flow.lengths[-1], waiting)
             seconds = min(seconds, max(all_s / (1 + self._idle), self._batch_s / 8))
         return seconds
