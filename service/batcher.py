@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from service.shared_cache import SharedCache
 
 FRONT_THREADS = 2
-INLINE_ROWS = 64
+INLINE_ROWS = 128
 """Up to so many rows are finished on the event loop: a thread would cost more than it takes off."""
 Priority = Literal["low", "normal", "high"]
 WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}

@@ -56,6 +56,7 @@ class Flow:
         waiting = waiting[np.argsort(prepared.length_B[waiting], kind="stable")]
         self.rows: list[int] = waiting.tolist()
         self.lengths: list[int] = prepared.length_B[waiting].tolist()
+        self.waiting_tokens = sum(self.lengths)
         self.open_rows = len(self.rows)
         self.failed_rows = 0
         self.deficit = 0.0
@@ -74,6 +75,7 @@ class Flow:
         place = bisect_right(self.lengths, length)
         self.rows.insert(place, row)
         self.lengths.insert(place, length)
+        self.waiting_tokens += length
 
     def deliver(self, rows: NDArray[np.int64], logits_NK: NDArray[np.float32], *, cached: bool = False) -> None:
         """Take the logits of some rows."""
@@ -160,6 +162,7 @@ class Batch:
             return 0
         self.rows.setdefault(flow, []).extend(flow.rows[start:end])
         del flow.rows[start:end], lengths[start:end]
+        flow.waiting_tokens -= used
         self.length, self.n_rows, self.tokens = length, n_rows, real
         return used
 

@@ -27,6 +27,9 @@ from service.flow import Batch, Flow, Leader, answer
 TURNS = 4
 """Turns of weight 1 in a batch: more follow fair shares more closely, and mix lengths more."""
 
+_SMALLEST = 8
+"""A batch is not cut to less than this fraction of its time for the sake of other engines."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Room:
@@ -67,7 +70,6 @@ class FairQueue:
     def __init__(self, *, batch_s: float, engines: int = 1) -> None:
         self._batch_s = batch_s
         self._engines = engines
-        self._idle = 0
         self._changed = Condition()
         self._new: deque[Flow] = deque()
         self._old: deque[Flow] = deque()
@@ -105,9 +107,7 @@ class FairQueue:
                 batch = self._form(late)
                 left_s = give_up - monotonic()
                 if batch is None and not late and left_s > 0 and not self._closing:
-                    self._idle += 1
                     self._changed.wait(left_s)
-                    self._idle -= 1
                     continue
             _answer_late(late)
             if batch is not None or not late:
@@ -257,12 +257,16 @@ class FairQueue:
         )
 
     def _batch_seconds(self, flow: Flow) -> float:
-        """Give what a batch that starts with this flow may take: less where its deadline is near or engines idle."""
+        """Give what a batch that starts with this flow may take.
+
+        Less than usual where its deadline is near, and where little waits: then each engine gets its share of that, so
+        that all of them are done at about the same time (guided self-scheduling, Polychronopoulos and Kuck, 1987).
+        """
         seconds = min(self._batch_s, flow.ticket.deadline - monotonic())
-        if self._idle:
-            waiting = sum(sum(other.lengths) for other in (*self._new, *self._old))
-            all_s = flow.speed.seconds(flow.lengths[-1], waiting)
-            seconds = min(seconds, max(all_s / (1 + self._idle), self._batch_s / 8))
+        if self._engines > 1:
+            waiting = sum(other.waiting_tokens for other in (*self._new, *self._old))
+            share_s = flow.speed.seconds(flow.lengths[0], waiting) / self._engines
+            seconds = min(seconds, max(share_s, self._batch_s / _SMALLEST))
         return seconds
 
     def _follow(self, flow: Flow, keys: Iterable[bytes]) -> None:
@@ -277,8 +281,9 @@ class FairQueue:
             else:
                 leader.followers.append((flow, row))
         if len(own) < len(flow.rows):
-            flow.ticket.left -= sum(flow.lengths) - sum(length for _, length in own)
             flow.rows, flow.lengths = [row for row, _ in own], [length for _, length in own]
+            flow.ticket.left -= flow.waiting_tokens - sum(flow.lengths)
+            flow.waiting_tokens = sum(flow.lengths)
 
     def _end_lead(self, flow: Flow, row: int) -> list[tuple[Flow, int]]:
         keys = flow.keys or ()
@@ -305,7 +310,7 @@ class FairQueue:
                     self._old.append(heir)
                 heir.restore(heirs_row)
                 heir.ticket.left += int(heir.prepared.length_B[heirs_row])
-        flow.rows, flow.lengths = [], []
+        flow.rows, flow.lengths, flow.waiting_tokens = [], [], 0
         self._changed.notify(self._engines)
 
     def _finish(self, flow: Flow, finished: list[Flow]) -> None:

@@ -31,7 +31,7 @@ from service.responses import Timings, score_body
 from service.schemas import ScoreRequest, ScoreResponse, parse_score_request
 
 router = APIRouter()
-_INLINE_BYTES = 16 * 1024
+_INLINE_BYTES = 32 * 1024
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": description,

@@ -87,7 +87,7 @@ def test_every_row_runs_once_within_budget_and_gets_its_own_logits(scorer: Score
     for flow, lengths in zip(flows, requests, strict=True):
         result = flow.future.result(0)
         assert result.logits_BK[:, 0].tolist() == lengths
-        assert (result.tokens, flow.ticket.left) == (sum(lengths), 0)
+        assert (result.tokens, flow.ticket.left, flow.waiting_tokens) == (sum(lengths), 0, 0)
 
 
 STEPS = st.lists(
@@ -266,17 +266,20 @@ def test_a_failed_batch_loses_its_rows_only(scorer: Scorer):
     assert [reasons.count(0), reasons.count(1 + REASONS.index("error"))] == [30, 20]
 
 
-def test_waiting_rows_are_spread_over_idle_engines(scorer: Scorer):
-    """Two engines, one idle, 20 rows of 20 tokens: each gets half instead of one all."""
+def test_what_little_waits_is_spread_over_the_engines(scorer: Scorer):
+    """Two engines, 20 rows of 20 tokens, a budget of 20 rows: half, then half of the rest, down to an eighth."""
     queue = FairQueue(batch_s=BATCH_S, engines=2)
     queue.submit(flow_of(scorer, [20] * 20))
 
-    queue._idle = 1
-    first = queue.take()
-    queue._idle = 0
-    second = queue.take()
+    assert [batch.n_rows for batch in run_all(queue)] == [10, 5, 2, 2, 1]
 
-    assert [first.n_rows, second.n_rows] == [10, 10]
+
+def test_where_much_waits_batches_are_whole(scorer: Scorer):
+    """Two engines, 200 rows: the first batches have all the 20 rows that their time allows."""
+    queue = FairQueue(batch_s=BATCH_S, engines=2)
+    queue.submit(flow_of(scorer, [20] * 200))
+
+    assert [queue.take().n_rows for _ in range(5)] == [20] * 5
 
 
 def test_flows_of_different_models_never_share_a_batch(scorer: Scorer, model: Model):
