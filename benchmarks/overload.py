@@ -37,9 +37,12 @@ class Block:
     """One minute of overload between two measurements of capacity; pairs a second."""
 
     capacity: float
+    seconds: float
     offered: float
     goodput: float
     codes: Counter[int]
+    answered_items: int
+    """Of calls answered 200."""
     without_retry_after: int
     late_s: tuple[float, ...]
     """Of each answer 200: seconds after its deadline, negative before."""
@@ -93,6 +96,8 @@ class Arm:
             "goodput_over_capacity": asdict(
                 figure([b.goodput / b.capacity for b in self.blocks], at_least=BOUND if bounded else None)
             ),
+            "items_of_answers_200_scored_in_time": sum(b.goodput * b.seconds for b in self.blocks)
+            / max(1, sum(b.answered_items for b in self.blocks)),
             "offered_over_capacity": asdict(figure([b.offered / b.capacity for b in self.blocks])),
             "capacity_pairs_per_s": asdict(figure([b.capacity for b in self.blocks])),
             "answers": {str(code): count for code, count in sorted(codes.items())},
@@ -110,9 +115,11 @@ def block_of(replies: Sequence[Reply], *, capacity: float, seconds: float) -> Bl
     answered = [reply for reply in replies if reply.status == 200]
     return Block(
         capacity=capacity,
+        seconds=seconds,
         offered=sum(reply.call.n_items for reply in replies) / seconds,
         goodput=sum(reply.pairs_in_time for reply in replies) / seconds,
         codes=Counter(reply.status for reply in replies),
+        answered_items=sum(reply.call.n_items for reply in answered),
         without_retry_after=sum(reply.status == 429 and not reply.retry_after for reply in replies),
         late_s=tuple(reply.latency_s - (reply.call.deadline_s or 0.0) for reply in answered),
     )
