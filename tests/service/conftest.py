@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +23,14 @@ from typing import IO, Any
 
 import httpx
 import pytest
+from redis_servers import TIMEOUT_S, RedisServer
 
 from relevance.labels import ESCI
 from relevance.pairs import read_labelled_pairs
 from service.model import Model, load_model
 from service.settings import Settings
+from service.shared_cache import SharedCache
+from service.telemetry import Telemetry
 
 PROJECT = Path(__file__).parents[2]
 FAULTY = Path(__file__).with_name("faulty_server.py")
@@ -262,3 +266,34 @@ def launch_failing() -> Callable[..., str]:
         return lines[-1]
 
     return run
+
+
+@pytest.fixture
+def start_redis(tmp_path):
+    """Start Redis servers; all are gone at the end of the test."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: redis-server)")
+    servers = []
+
+    def start(*options):
+        servers.append(RedisServer(tmp_path, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def connect():
+    """Open shared caches; all are closed at the end of the test, with no thread left."""
+    caches = []
+
+    def open_cache(url, *, timeout_s=TIMEOUT_S, telemetry=None):
+        caches.append(SharedCache(url, timeout_s=timeout_s, ttl_s=60, telemetry=telemetry or Telemetry()))
+        return caches[-1]
+
+    yield open_cache
+    for cache in caches:
+        cache.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("redis-")] == []

@@ -4,106 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import threading
 import time
-from contextlib import suppress
 
-import numpy as np
-import pytest
-import redis
+from redis_servers import BOUND_S, KEYS, PATIENCE_S, SHORT_S, VALUES, errors, timed_get
 
-from service.pair_cache import pack, unpack
-from service.shared_cache import MAX_WAITING, PREFIX, SharedCache
+from service.pair_cache import unpack
+from service.shared_cache import MAX_WAITING, PREFIX
 from service.telemetry import Telemetry
-
-TIMEOUT_S = 2.0
-SHORT_S = 0.1
-"""The time-out of look-ups that are meant to run into it."""
-BOUND_S = 10.0
-"""What a look-up may take in these tests: far beyond its time-out, far below hanging."""
-PATIENCE_S = 30.0
-KEYS = [bytes([i]) * 16 for i in range(20)]
-VALUES = pack(np.arange(80, dtype=np.float32).reshape(20, 4), np.full(20, 9), np.zeros(20, bool))
-
-
-class RedisServer:
-    """A redis-server of our own, which can be killed, started again, stopped and continued."""
-
-    def __init__(self, folder, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
-        self._command += ["--save", "", "--appendonly", "no", *options]
-        self.start()
-
-    def start(self):
-        """Start it and wait until it accepts connections."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        give_up = time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up:
-            with suppress(OSError):
-                return socket.create_connection(("127.0.0.1", self.port)).close()
-            time.sleep(0.01)
-        raise RuntimeError("redis-server did not start")
-
-    def kill(self):
-        """End it at once."""
-        self.process.kill()
-        self.process.wait()
-
-    def client(self):
-        """Give a plain client of it."""
-        return redis.Redis(port=self.port, protocol=2)
-
-
-@pytest.fixture
-def start_redis(tmp_path):
-    """Start Redis servers; all are gone at the end of the test."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed (Debian: redis-server)")
-    servers = []
-
-    def start(*options):
-        servers.append(RedisServer(tmp_path, *options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
-@pytest.fixture
-def connect():
-    """Open shared caches; all are closed at the end of the test, with no thread left."""
-    caches = []
-
-    def open_cache(url, *, timeout_s=TIMEOUT_S, telemetry=None):
-        caches.append(SharedCache(url, timeout_s=timeout_s, ttl_s=60, telemetry=telemetry or Telemetry()))
-        return caches[-1]
-
-    yield open_cache
-    for cache in caches:
-        cache.close()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("redis-")] == []
-
-
-def errors(telemetry, kind):
-    """Give the counted errors of a kind."""
-    return telemetry.registry.get_sample_value("relevance_shared_cache_errors_total", {"kind": kind})
-
-
-def timed_get(cache, keys):
-    """Look up keys; the time it takes must be bounded."""
-    started = time.monotonic()
-    values = cache.get_many(keys)
-    assert time.monotonic() - started < BOUND_S
-    return values
 
 
 def put_until_found(cache, reader=None):
@@ -247,7 +155,10 @@ def test_a_wrong_password_is_a_miss_and_no_password_is_logged(start_redis, conne
 def test_the_right_password_is_let_in(start_redis, connect):
     """From the URL, user name or not."""
     server = start_redis("--requirepass", "the-right-secret")
-    put_until_found(connect(server.url.replace("//", "//default:the-right-secret@")))
+    cache = connect(server.url.replace("//", "//default:the-right-secret@"))
+    put_until_found(cache)
+
+    assert cache.get_many(KEYS) == VALUES
 
 
 def test_a_closed_cache_finds_and_takes_nothing(start_redis, connect):

@@ -10,22 +10,12 @@ import time
 import traceback
 from contextlib import suppress
 
-import numpy as np
 import pytest
+from redis_servers import BOUND_S, KEYS, PATIENCE_S, SHORT_S, VALUES, errors, timed_get
 
 from relevance.errors import SettingsError
-from service.pair_cache import pack
 from service.shared_cache import SharedCache
 from service.telemetry import Telemetry
-
-TIMEOUT_S = 2.0
-SHORT_S = 0.1
-"""The time-out of look-ups that are meant to run into it."""
-BOUND_S = 10.0
-"""What a look-up may take in these tests: far beyond its time-out, far below hanging."""
-PATIENCE_S = 30.0
-KEYS = [bytes([i]) * 16 for i in range(20)]
-VALUES = pack(np.arange(80, dtype=np.float32).reshape(20, 4), np.full(20, 9), np.zeros(20, bool))
 
 
 @pytest.fixture
@@ -53,34 +43,6 @@ def serve():
     for server in servers:
         server.shutdown()
         server.server_close()
-
-
-@pytest.fixture
-def connect():
-    """Open shared caches; all are closed at the end of the test, with no thread left."""
-    caches = []
-
-    def open_cache(url, *, timeout_s=TIMEOUT_S, telemetry=None):
-        caches.append(SharedCache(url, timeout_s=timeout_s, ttl_s=60, telemetry=telemetry or Telemetry()))
-        return caches[-1]
-
-    yield open_cache
-    for cache in caches:
-        cache.close()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("redis-")] == []
-
-
-def errors(telemetry, kind):
-    """Give the counted errors of a kind."""
-    return telemetry.registry.get_sample_value("relevance_shared_cache_errors_total", {"kind": kind})
-
-
-def timed_get(cache, keys):
-    """Look up keys; the time it takes must be bounded."""
-    started = time.monotonic()
-    values = cache.get_many(keys)
-    assert time.monotonic() - started < BOUND_S
-    return values
 
 
 def drip(connection):

@@ -2,63 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
 import time
-from contextlib import suppress
 
-import pytest
-import redis
+from redis_servers import PATIENCE_S
 
-PATIENCE_S = 30
 ERRORS = 'relevance_shared_cache_errors_total{kind="%s"}'
-
-
-class RedisServer:
-    """A redis-server on a port of its own, which can be killed and started again."""
-
-    def __init__(self, folder):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.start()
-
-    def start(self) -> None:
-        """Start it, empty, and wait until it accepts connections."""
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
-        self.process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
-        give_up = time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up:
-            with suppress(OSError):
-                return socket.create_connection(("127.0.0.1", self.port)).close()
-            time.sleep(0.01)
-        raise RuntimeError("redis-server did not start")
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.process.kill()
-        self.process.wait()
-
-    def wait_for_keys(self, n: int) -> None:
-        """Return when it holds so many: writes do not keep answers waiting."""
-        client = redis.Redis(port=self.port, protocol=2)
-        give_up = time.monotonic() + PATIENCE_S
-        while (found := client.dbsize()) < n:
-            assert time.monotonic() < give_up, f"expected {n} keys, found {found}"
-            time.sleep(0.01)
-        client.close()
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    """A Redis that a test may kill."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed (Debian: redis-server)")
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
 
 
 def sources(server, body: dict) -> set[str]:
@@ -69,8 +17,9 @@ def sources(server, body: dict) -> set[str]:
     return {row["source"] for row in answer.json()["results"]}
 
 
-def test_replicas_share_scores_and_outlive_their_redis(launch, fresh_body, redis_server):
+def test_replicas_share_scores_and_outlive_their_redis(launch, fresh_body, start_redis):
     """Same scores from the cache of the other; dead, it costs misses and errors in a series; back, it is used again."""
+    redis_server = start_redis()
     url = f"redis://127.0.0.1:{redis_server.port}/0"
     first, second = (launch(redis_url=url, redis_timeout_ms="500", drain_s="0") for _ in range(2))
     body, length = fresh_body(30), 30
@@ -101,14 +50,15 @@ def test_replicas_share_scores_and_outlive_their_redis(launch, fresh_body, redis
     assert [server.terminate() for server in (first, second)] == [0, 0]
 
 
-def test_garbage_in_redis_is_computed_again(launch, fresh_body, redis_server):
+def test_garbage_in_redis_is_computed_again(launch, fresh_body, start_redis):
     """Every value there is overwritten with nonsense: a miss, a count, no error."""
+    redis_server = start_redis()
     url = f"redis://127.0.0.1:{redis_server.port}/0"
     first, second = (launch(redis_url=url, redis_timeout_ms="500") for _ in range(2))
     body = fresh_body(10)
     assert sources(first, body) == {"model"}
     redis_server.wait_for_keys(10)
-    client = redis.Redis(port=redis_server.port, protocol=2)
+    client = redis_server.client()
     for key in client.scan_iter():
         client.set(key, b"\x00nonsense")
     client.close()
