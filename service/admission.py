@@ -134,7 +134,7 @@ class Admission:
         return self.left / speed if speed else 0.0
 
     def _left(self) -> float:
-        return sum(ticket.left for ticket in self._tickets)
+        return sum(max(ticket.left, 0.0) for ticket in self._tickets)
 
     def _excess_s(self, new: Ticket, now: float, speed: float) -> float:
         """Give by how much the new request, or one it delays, would be late; 0 or less admits it."""

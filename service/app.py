@@ -39,6 +39,7 @@ def create_app(settings: Settings, *, on_end: OnEnd = lambda status, reason: Non
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Start the service beside the server, and stop it after."""
         starting = asyncio.create_task(service.start())
         lag = asyncio.create_task(_measure_lag(telemetry))
         try:

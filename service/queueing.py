@@ -21,7 +21,7 @@ from time import monotonic, perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from relevance.errors import DeadlineError, EngineError, RelevanceError
+from relevance.errors import DeadlineError, EngineError
 from service.flow import Batch, Flow, Leader, answer
 
 TURNS = 4
@@ -148,13 +148,13 @@ class FairQueue:
         for flow in finished:
             answer(flow, error if flow.failed_rows == len(flow.reason_B) else None)
 
-    def close_flow(self, flow: Flow, error: RelevanceError | None = None) -> None:
-        """Answer a flow now, with the error or with what is there; rows of its that others wait for are passed on."""
+    def close_flow(self, flow: Flow) -> None:
+        """Answer a flow now with what is there; rows of its that others wait for are passed on."""
         with self._changed:
             if flow.closed:
                 return
             self._drop(flow)
-        answer(flow, error)
+        answer(flow)
 
     def expire(self, flow: Flow) -> None:
         """Answer a flow whose deadline has come."""

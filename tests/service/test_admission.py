@@ -94,6 +94,15 @@ def test_the_first_request_is_admitted_whatever_it_costs():
     assert ticket.left == pytest.approx(0.5 * 100 * SHARE, rel=0.05)
 
 
+def test_a_request_that_got_more_than_it_was_counted_with_hides_no_one_else():
+    """Its tokens run below zero; what is left of the others is told all the same."""
+    admission = Admission(lambda: 100.0, max_requests=10)
+    admit(admission, 10_000, 1).left = -500.0
+    admit(admission, 50, 60)
+
+    assert (admission.left, admission.wait_s) == (50, 0.5)
+
+
 def test_no_more_requests_than_the_bound():
     """Two are admitted, the third waits; after a release it is in."""
     admission = Admission(lambda: 100.0, max_requests=2)
