@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from relevance.calibration import Calibrator, Temperature
 from relevance.labels import ESCI
 from relevance.pairs import Item, LabelledPair, Pair, Query
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+"""The same examples in every run, so that a red run is red again; HYPOTHESIS_PROFILE=explore looks for new ones."""
 
 WORDS = {
     "us": {

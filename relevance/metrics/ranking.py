@@ -29,7 +29,10 @@ def ndcg(gain_N: Floats, score_N: Floats, item_ids: Strings, k: int | None = Non
     if k is not None:
         discount_N = np.where(np.arange(len(gain_N)) < k, discount_N, 0.0)
     ideal = float(np.sort(gain_N)[::-1] @ discount_N)
-    return float(gain_N[order(score_N, item_ids)] @ discount_N) / ideal if ideal > 0 else float("nan")
+    if ideal <= 0:
+        return float("nan")
+    # The two sums add the same terms in different orders, so a perfect ranking may exceed 1 by a rounding error.
+    return min(1.0, float(gain_N[order(score_N, item_ids)] @ discount_N) / ideal)
 
 
 def average_precision(positive_N: NDArray[np.bool_], score_N: Floats, item_ids: Strings) -> float:
