@@ -25,9 +25,9 @@ from benchmarks.measure import bootstrap, machine
 from export.onnx_graph import export_graph, fuse_graph
 from relevance.labels import ESCI
 from relevance.text import TextTemplate
-from training.recipe import EncoderRecipe, ExtractorRecipe
 from training.student.encoder import load_encoder
 from training.student.model import Student, StudentConfig
+from training.student_recipe import EncoderRecipe, ExtractorRecipe
 
 VOCABULARY = 30522
 LAYERS, WIDTH, HEADS = 6, 384, 12

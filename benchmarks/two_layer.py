@@ -24,11 +24,11 @@ from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pair
 from relevance.text import TextTemplate
 from service.settings import DEFAULT_BUNDLE
 from training.predictions import predictions_of, write_predictions
-from training.recipe import EncoderRecipe, ExtractorRecipe
 from training.runs import DONE
 from training.student.encoder import load_encoder
 from training.student.model import Student, StudentConfig
 from training.student.predict import predict
+from training.student_recipe import EncoderRecipe, ExtractorRecipe
 
 LAYERS, WIDTH, HEADS = 2, 384, 12
 QUERIES, ITEMS = 20, 5

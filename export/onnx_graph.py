@@ -21,9 +21,12 @@ from transformers import BertModel
 
 from training.student.extractor import (
     CLSExtractor,
+    Extractor,
     GATExtractor,
+    GATv2Extractor,
     MLPExtractor,
     PolyExtractor,
+    SlotExtractor,
     graph_token_weights,
     uniform_weights,
     weighted_sum,
@@ -40,7 +43,8 @@ class FoldedStudent(nn.Module):
     """A student for inference: output(W_p pooled + W_z z + b) with z a weighted mean of token states.
 
     The extractor's last linear map commutes with the mean over tokens, so it is multiplied into the head once, here:
-    W_z = W_r W for GAT, W_r W₂ for MLP, W_r for Poly. Neither W nor W₂ is left unless the latent is asked for.
+    W_z = W_r W for GAT, W_r W₂ for MLP, W_r for Poly. Neither W nor W₂ is left unless the latent is asked for. GATv2
+    and slots are kept whole: W is applied once a pair there too, but for slots behind a gate.
 
     Args: student: any, its weights are copied; latent_outputs: also give the latent and the token weights.
     """
@@ -58,7 +62,8 @@ class FoldedStudent(nn.Module):
         self.head, self.output = _folded_head(student), student.output
         if isinstance(extractor, GATExtractor):
             self.register_buffer("direction_2D", (extractor.attention_2R @ extractor.weight.weight).detach().clone())
-        self.poly = extractor if isinstance(extractor, PolyExtractor) else None
+        whole = isinstance(extractor, PolyExtractor | GATv2Extractor | SlotExtractor)
+        self.whole = extractor if whole else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> dict[str, Tensor]:
         """Score B padded pairs; all inputs are int64 of shape (B, L).
@@ -71,7 +76,7 @@ class FoldedStudent(nn.Module):
         features = pool_states(self.pooling, hidden_BLD, attention_mask, token_type_ids)
         uniform_BL = uniform_weights(attention_mask, hidden_BLD.dtype)
         extracted_BD, weight_BL = self._extract(hidden_BLD, attention_mask, uniform_BL)
-        if extracted_BD is not None and self.extractor_kind != "cls":
+        if extracted_BD is not None and (self.extractor_kind != "cls" or self.whole is not None):
             features = torch.cat([features, extracted_BD], dim=-1)
         outputs = {LOGITS: self.output(self.head(features))}
         if self.latent_outputs:
@@ -81,12 +86,12 @@ class FoldedStudent(nn.Module):
         return outputs
 
     def _extract(self, hidden_BLD: Tensor, mask_BL: Tensor, uniform_BL: Tensor) -> tuple[Tensor | None, Tensor]:
+        if self.whole is not None:
+            extracted_BD, weight_BL = self.whole(hidden_BLD, mask_BL)
+            return extracted_BD, weight_BL
         match self.extractor_kind:
             case "mlp" if self.first is not None:
                 return weighted_sum(uniform_BL, nn.functional.gelu(self.first(hidden_BLD))), uniform_BL
-            case "poly" if self.poly is not None:
-                extracted_BD, weight_BL = self.poly(hidden_BLD, mask_BL)
-                return extracted_BD, weight_BL
             case "gat":
                 weight_BL = graph_token_weights(hidden_BLD, mask_BL, self.get_buffer("direction_2D"))
                 return weighted_sum(weight_BL, hidden_BLD), weight_BL
@@ -156,17 +161,15 @@ def _output_names(student: Student, latent_outputs: bool) -> list[str]:
     return [LOGITS, TOKEN_WEIGHTS] if student.extractor is None else [LOGITS, LATENT, TOKEN_WEIGHTS]
 
 
-def _latent_map(
-    extractor: MLPExtractor | PolyExtractor | GATExtractor | CLSExtractor | None,
-) -> nn.Module | None:
+def _latent_map(extractor: Extractor | None) -> nn.Module | None:
     match extractor:
         case MLPExtractor():
             return extractor.second
         case GATExtractor():
             return extractor.weight
-        case PolyExtractor() | CLSExtractor():
-            return nn.Identity()
-    return None
+        case None:
+            return None
+    return nn.Identity()
 
 
 @torch.no_grad()

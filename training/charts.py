@@ -10,13 +10,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+"""What every chart is drawn with; a salt of its own for the ids makes its bytes the same each time."""
 _BLUE, _GREY, _RED = "#2b6cb0", "#9aa5b1", "#c53030"
 
 
@@ -25,7 +26,7 @@ def per_class_f1(
 ) -> str:
     """Draw F1 of each class and the macro mean with their intervals, and the macro mean of one constant answer."""
     names = [*(f"f1_{code}" for code in codes), "macro_f1"]
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "per_class_f1"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "per_class_f1"}):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axes = figure.subplots()
         for i, name in enumerate(names):
@@ -38,12 +39,12 @@ def per_class_f1(
         axes.set_xticks(range(len(names)), [*codes, "macro"])
         axes.set_ylim(0, 1)
         axes.set_ylabel("F1")
-        return _svg(figure, "F1 of each class")
+        return svg(figure, "F1 of each class")
 
 
 def reliability(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Draw forecast against frequency of the predicted class, before and after calibration."""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "reliability"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "reliability"}):
         figure = Figure(figsize=(3.8, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
@@ -53,7 +54,7 @@ def reliability(bins: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
             )
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability given", ylabel="share that was right")
         axes.legend()
-        return _svg(figure, "Reliability diagram")
+        return svg(figure, "Reliability diagram")
 
 
 def trade_off(points: Sequence[Mapping[str, float | None]], shipped: tuple[float | None, float | None]) -> str:
@@ -64,7 +65,7 @@ def trade_off(points: Sequence[Mapping[str, float | None]], shipped: tuple[float
     exact, irrelevant = (
         np.array([p[key] for p in points], dtype=np.float64) for key in ("exact_filtered", "irrelevant_filtered")
     )
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": "trade_off"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": "trade_off"}):
         figure = Figure(figsize=(4.2, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.plot(exact, irrelevant, color=_BLUE)
@@ -74,13 +75,14 @@ def trade_off(points: Sequence[Mapping[str, float | None]], shipped: tuple[float
         axes.legend(loc="lower right")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="share of most relevant filtered")
         axes.set_ylabel("share of least relevant filtered")
-        return _svg(figure, "Filter trade-off curve")
+        return svg(figure, "Filter trade-off curve")
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
+    """Give a figure as an `svg` element that tells screen readers its title."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

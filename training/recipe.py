@@ -6,12 +6,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from relevance.errors import RecipeError
 from relevance.labels import LabelScheme, load_scheme
 from relevance.text import TextTemplate
 from relevance.tokenization import N_SPECIAL
+from training.student_recipe import Section, StudentRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
 Split = Literal["train", "dev", "cal", "test"]
@@ -21,22 +22,36 @@ PERSPECTIVES: tuple[Perspective, ...] = ("user", "struct", "rule")
 """User intent, structured analysis, business rule (arXiv:2601.21611, section 3.2)."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MarketplaceRecipe(Section):
+    """The synthetic privileged-information world, see `training.data.marketplace`.
+
+    Args: seed: of the world, not of any training; queries: by split; candidates: per query; fact_noise: chance that a
+        catalogue fact is wrong; label_noise: chance that a label is moved to an adjacent class; held_out: share of
+        categories and of brands that train never sees.
+    """
+
+    seed: int = 0
+    queries: dict[Split, int] = Field(default={"train": 1000, "dev": 150, "cal": 150, "test": 550})
+    candidates: int = Field(default=20, ge=4)
+    fact_noise: float = Field(default=0.1, ge=0, lt=1)
+    label_noise: float = Field(default=0.08, ge=0, lt=1)
+    held_out: float = Field(default=0.2, ge=0, lt=0.5)
 
 
-class DataRecipe(_Section):
+class DataRecipe(Section):
     """Stage `data`.
 
     Args: source: `esci-mini` (folder with esci_mini.parquet), `esci` (folder with the official Parquet tables),
-        `wands` (folder with WANDS' three tab-separated files) or `pairs` (one .jsonl or .parquet file of ours);
+        `wands` (folder with WANDS' three tab-separated files), `pairs` (one .jsonl or .parquet file of ours) or
+        `marketplace` (no path: the synthetic world of section `data.marketplace`);
         products: optional folder with esci_products.parquet, joined for longer texts and category;
         cal_fraction: share of train queries set aside as `cal`; dev_fraction, test_fraction: for sources that have no
         split of their own; max_queries: per split, None for all; large_version: ESCI's; locales: None for all.
     """
 
-    source: Literal["esci-mini", "esci", "wands", "pairs"]
-    path: str
+    source: Literal["esci-mini", "esci", "wands", "pairs", "marketplace"]
+    path: str = ""
+    marketplace: MarketplaceRecipe = MarketplaceRecipe()
     products: str | None = None
     cal_fraction: float = Field(default=0.15, gt=0, lt=1)
     dev_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -47,25 +62,29 @@ class DataRecipe(_Section):
     on_bad_row: Literal["fail", "skip"] = "fail"
 
 
-class RationalesRecipe(_Section):
+class RationalesRecipe(Section):
     """Stage `rationales`.
 
-    Args: generator: `programmatic` writes from item fields the student does not see; query_readings: optional folder
-        with esci_query_reasoning.parquet; splits: which pairs get rationales.
+    Args: generator: `programmatic` writes from item fields the student does not see, `visible` from the title alone
+        (a control), `marketplace` and `marketplace-visible` do so in the synthetic world; query_readings: optional
+        folder with esci_query_reasoning.parquet; splits: which pairs get rationales.
     """
 
-    generator: Literal["programmatic"] = "programmatic"
+    generator: Literal["programmatic", "visible", "marketplace", "marketplace-visible"] = "programmatic"
     perspectives: tuple[Perspective, ...] = PERSPECTIVES
     query_readings: str | None = None
     splits: tuple[Split, ...] = ("train",)
 
 
-class EmbedRecipe(_Section):
+class EmbedRecipe(Section):
     """Stage `embed`.
 
-    Args: model: a sentence-transformers model by hub name or path, or `package:NAME` for one a Python package carries;
+    Args: model: a sentence-transformers model by hub name or path, `package:NAME` for one a Python package carries, or
+        `lsa:WIDTH` for TF-IDF and an SVD of the rationales themselves;
         cache: folder of the embedding cache, relative to the run unless absolute; strip_label_words: remove class
-        names and the final verdict sentence before embedding.
+        names and the final verdict sentence before embedding; combined: also embed the perspectives' rationales
+        joined to one text, as perspective `combined` (LRKD-Combined of arXiv:2601.21611); splits: None for all that
+        have rationales.
     """
 
     model: str = "BAAI/bge-m3"
@@ -74,17 +93,22 @@ class EmbedRecipe(_Section):
     max_tokens: int = Field(default=1024, ge=8)
     cache: str = "embedding_cache"
     strip_label_words: bool = True
+    combined: bool = False
+    splits: tuple[Split, ...] | None = None
 
 
-class AnnotateRecipe(_Section):
+class AnnotateRecipe(Section):
     """Stage `annotate`: a feature-based teacher, fitted on labelled pairs, gives probabilities to pairs without labels.
 
-    Args: model: sentence encoder of the teacher's features; items: folder with esci_products.parquet, None for the
+    Args: teacher: `features` reads texts by a sentence encoder; `facts` holds a marketplace's catalogue facts against
+        what its queries ask for, and labels the training pairs only; model: sentence encoder of the teacher's
+        features; items: folder with esci_products.parquet, None for the
         items of the training pairs; queries: folder with esci_label_ids.parquet, whose train queries are added, None
         for the queries of the training pairs; ranks: for each query, so many items drawn from this range of its
         ranking by cosine; extra_ranks: the same for queries of `queries`; folds: of cross-fitting.
     """
 
+    teacher: Literal["features", "facts"] = "features"
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     items: str | None = None
     queries: str | None = None
@@ -93,85 +117,7 @@ class AnnotateRecipe(_Section):
     folds: int = Field(default=5, ge=2)
 
 
-class EncoderRecipe(_Section):
-    """The student's BERT body: a hub name, a path, `package:NAME`, or `scratch` with the sizes given here."""
-
-    name: str = "bert-base-multilingual-uncased"
-    tokenizer: str | None = None
-    layers: int = Field(default=4, ge=1)
-    width: int = Field(default=128, ge=8)
-    heads: int = Field(default=4, ge=1)
-
-
-class ExtractorRecipe(_Section):
-    """The latent reasoning extractor. `hidden_dim` of None is the encoder's width; `codes` is K of Poly."""
-
-    kind: Literal["none", "cls", "mlp", "poly", "gat"] = "gat"
-    hidden_dim: int | None = Field(default=None, ge=1)
-    codes: int = Field(default=32, ge=1)
-
-
-class FitRecipe(_Section):
-    """One pass of optimisation: the warm-up and the fine-tuning of a student share this schema.
-
-    Args: head_learning_rate: of everything but the encoder; layer_decay: factor on the learning rate per layer
-        downwards; warmup_fraction: of all steps; soft_label_weight: of the cross-entropy against annotated
-        probabilities where a pair has them; rank_weight: of the pairwise loss within queries; freeze_embeddings: keep
-        the encoder's word embeddings fixed; patience: epochs without a better dev figure before stopping;
-        max_pair_tokens: shorter than the recipe's, for speed.
-    """
-
-    epochs: int = Field(default=5, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=2e-5, gt=0)
-    head_learning_rate: float = Field(default=1e-3, gt=0)
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_fraction: float = Field(default=0.06, ge=0, le=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    soft_label_weight: float = Field(default=0.0, ge=0)
-    rank_weight: float = Field(default=0.0, ge=0)
-    freeze_embeddings: bool = False
-    patience: int = Field(default=2, ge=1)
-    max_pair_tokens: int | None = Field(default=None, ge=8)
-
-
-class StudentRecipe(_Section):
-    """Stage `student`.
-
-    Args: fit: the fine-tuning on labelled pairs; warm_up: before it, on annotated pairs without labels (stage
-        `annotate`), None for no warm-up; warm_up_template: what the warm-up reads, None for the recipe's template;
-        pooling: what stands beside the latent in the head: raw [CLS], [CLS] and the masked mean, or `segments` (see
-        `training.student.model.Student`); head_width: hidden units of the head, None for a linear one;
-        feature_weight: of the training-only regression on annotated features; guidance_weight: λ of arXiv:2601.21611
-        eq. 9; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each pair of a
-        query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from one pair
-        in one epoch; random_negatives: pairs with another query's item added as least relevant, per labelled pair, and
-        their weight; seeds: one fine-tuning each, their weights averaged; round_weights: round the encoder to what
-        int8w stores before anything is calibrated; bf16: autocast.
-    """
-
-    encoder: EncoderRecipe = EncoderRecipe()
-    extractor: ExtractorRecipe = ExtractorRecipe()
-    warm_up: FitRecipe | None = None
-    warm_up_template: TextTemplate | None = None
-    fit: FitRecipe = FitRecipe()
-    pooling: Literal["cls", "cls_mean", "segments"] = "cls"
-    head_width: int | None = Field(default=None, ge=1)
-    feature_weight: float = Field(default=0.0, ge=0)
-    guidance_weight: float = Field(default=0.1, ge=0)
-    class_weights: Literal["none", "sqrt_inverse"] = "none"
-    query_weights: Literal["none", "sqrt_inverse"] = "none"
-    field_dropout: float = Field(default=0.0, ge=0, lt=1)
-    random_negatives: float = Field(default=0.0, ge=0, le=4)
-    random_negative_weight: float = Field(default=0.2, ge=0)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    round_weights: bool = False
-    bf16: bool = False
-    checkpoint_steps: int = Field(default=200, ge=1)
-
-
-class CalibrateRecipe(_Section):
+class CalibrateRecipe(Section):
     """Stage `calibrate`.
 
     Args: method: calibrator kind; shrinkage: pairs at which a locale's own fit weighs as much as the pooled one;
@@ -193,7 +139,7 @@ class CalibrateRecipe(_Section):
     rules: tuple[dict[str, Any], ...] = ()
 
 
-class EvaluateRecipe(_Section):
+class EvaluateRecipe(Section):
     """Stage `evaluate`: the split, and the draws and confidence of the query bootstrap."""
 
     split: Split = "test"
@@ -202,7 +148,7 @@ class EvaluateRecipe(_Section):
     legacy_swapped_gains: bool = False
 
 
-class ExportRecipe(_Section):
+class ExportRecipe(Section):
     """Stage `export`.
 
     Args: precisions: graphs to make and gate; ship: graphs to put into the bundle, of those that pass;
@@ -222,7 +168,32 @@ class ExportRecipe(_Section):
     locales: dict[str, Literal["supported", "weak", "unsupported"]] = Field(default_factory=dict)
 
 
-class Recipe(_Section):
+class GridRecipe(Section):
+    """Command `grid`: which systems, how often, and with which hyper-parameters.
+
+    Args: systems: names of `training.grid.systems`; sweeps: response curves beside them; seeds: one training each;
+        jobs: processes at a time on a CPU; tuning: a ledger of dev figures by system and trial, relative to the
+        recipes' folder, None for the recipe's own values; trials: tuning trials a system, the same number for all;
+        tuning_queries: labelled queries that a trial trains on, None for all; privileged_fields: item fields that only
+        the rival `privileged_input` reads, privileged_tokens: its length of a pair; draws: of the hierarchical
+        bootstrap; rivals: the family that differences to `ours` are corrected over.
+    """
+
+    systems: tuple[str, ...] = ()
+    sweeps: tuple[Literal["lambda", "codes", "length", "encoder"], ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = Field(default=2, ge=1)
+    tuning: str | None = None
+    trials: int = Field(default=4, ge=1)
+    tuning_queries: int | None = Field(default=None, ge=1)
+    privileged_fields: tuple[str, ...] = ("brand", "color")
+    privileged_tokens: int = Field(default=96, ge=8)
+    draws: int = Field(default=10_000, ge=50)
+    ours: str = "lrkd_gat"
+    rivals: tuple[str, ...] = ("bert", "label_kd", "ced_kd", "mkd", "crsd")
+
+
+class Recipe(Section):
     """A complete run configuration: what `relevance pipeline` runs, and one section a stage."""
 
     name: str
@@ -240,6 +211,7 @@ class Recipe(_Section):
     calibrate: CalibrateRecipe = CalibrateRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     export: ExportRecipe = ExportRecipe()
+    grid: GridRecipe = GridRecipe()
 
     @model_validator(mode="after")
     def _room_for_items(self) -> Recipe:

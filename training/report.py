@@ -1,4 +1,4 @@
-"""Stage `report`: report.json → one self-contained report.html."""
+"""Stage `report`: report.json → one self-contained report.html; of a grid's directory, its comparison."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from relevance.errors import RunError
 from training import charts
 from training.evaluate import REPORT
+from training.grid.page import is_grid, report_grid
 from training.runs import hash_file, log, stage_arguments
 
 PAGE = "report.html"
@@ -38,9 +39,12 @@ _ROWS = {
 def main(argv: list[str]) -> int:
     """Run the stage.
 
-    Raises: RunError: if evaluate has not finished, or its report is of another version.
+    Raises: RunError: if evaluate has not finished, or its report is of another version; as `report_grid`.
     """
     run = stage_arguments(argv, "report", __doc__)
+    if is_grid(run):
+        report_grid(run)
+        return 0
     source = run.require("evaluate") / REPORT
     template = hash_file(_TEMPLATES / "report.html.j2")
     with run.stage("report", {"report": hash_file(source), "template": template}) as folder:

@@ -31,24 +31,33 @@ LEDGER = "ledger.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A recipe and the directory its stages write to."""
+    """A recipe and the directory its stages write to.
+
+    Args: shared: a second directory that earlier stages are looked up in, as the fits of a grid share their data.
+    """
 
     recipe: Recipe
     path: Path
+    shared: Path | None = None
+
+    def folder(self, stage: str) -> Path:
+        """Give the folder of an earlier stage, finished or not: the run's own, or the shared one where it has none."""
+        own = self.path / stage
+        return self.shared / stage if self.shared is not None and not (own / DONE).is_file() else own
 
     def require(self, stage: str) -> Path:
         """Give the folder of an earlier stage.
 
         Raises: RunError: if that stage has not finished.
         """
-        folder = self.path / stage
+        folder = self.folder(stage)
         if not (folder / DONE).is_file():
             raise RunError(f"{folder}: expected a finished stage; run `relevance {stage}` with this --out first")
         return folder
 
     def finished(self, stage: str) -> bool:
         """Say whether an earlier (possibly optional) stage has finished."""
-        return (self.path / stage / DONE).is_file()
+        return (self.folder(stage) / DONE).is_file()
 
     @contextmanager
     def stage(self, name: str, inputs: Mapping[str, Any], *, resumable: bool = False) -> Iterator[Path | None]:

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 
 from relevance.errors import InputError
 from relevance.pairs import Pair, parquet_rows, parse_pair
+from training.student_recipe import StudentRecipe
 
 FILE = "soft_labels.parquet"
+
+
+def soft_labels_file(recipe: StudentRecipe) -> str:
+    """Name the file of the distributions that a student learns from: all evidence's, or one perspective's."""
+    return FILE if recipe.soft_labels == "all" else f"soft_labels.{recipe.soft_labels}.parquet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,15 @@ import torch
 
 from export.onnx_graph import FoldedStudent, export_graph, fuse_graph, graph_tensors
 from relevance.tokenization import PairBatch
-from training.student.extractor import GATExtractor, MLPExtractor, PolyExtractor, graph_token_weights
+from training.student.extractor import (
+    GATExtractor,
+    GATv2Extractor,
+    MLPExtractor,
+    PolyExtractor,
+    graph_token_weights,
+)
 
-KINDS = ("none", "cls", "mlp", "poly", "gat")
+KINDS = ("none", "cls", "mlp", "poly", "gat", "gatv2")
 SLOPE = 0.2
 
 
@@ -152,7 +158,7 @@ def test_gat_token_weights_equal_the_sorting_form(rng: np.random.Generator, leng
     assert sorted_gat_weights(source_L, target_L) == pytest.approx(weight[0].numpy(), abs=1e-12)
 
 
-@pytest.mark.parametrize("make", [MLPExtractor, PolyExtractor, GATExtractor])
+@pytest.mark.parametrize("make", [MLPExtractor, PolyExtractor, GATExtractor, GATv2Extractor])
 def test_padding_changes_neither_latent_nor_weights(rng: np.random.Generator, make):
     """Three more columns of padding, filled with large values, leave everything as it was."""
     extractor = make(8).double()
@@ -167,7 +173,7 @@ def test_padding_changes_neither_latent_nor_weights(rng: np.random.Generator, ma
     assert second_BL[:, 6:].abs().max() == 0
 
 
-@pytest.mark.parametrize("make", [PolyExtractor, GATExtractor])
+@pytest.mark.parametrize("make", [PolyExtractor, GATExtractor, GATv2Extractor])
 def test_token_weights_move_with_their_tokens(rng: np.random.Generator, make):
     """Permuting the tokens permutes the weights in the same way and leaves the latent."""
     extractor = make(8).double()
@@ -181,7 +187,7 @@ def test_token_weights_move_with_their_tokens(rng: np.random.Generator, make):
     assert first_BR.detach().numpy() == pytest.approx(second_BR.detach().numpy(), abs=1e-12)
 
 
-@pytest.mark.parametrize("make", [MLPExtractor, PolyExtractor, GATExtractor])
+@pytest.mark.parametrize("make", [MLPExtractor, PolyExtractor, GATExtractor, GATv2Extractor])
 def test_a_pair_of_padding_alone_stays_finite_in_half_precision(make):
     """The mask's bias is finite in fp16, so that no softmax is over minus infinity only."""
     extractor = make(8).half()
@@ -193,11 +199,11 @@ def test_a_pair_of_padding_alone_stays_finite_in_half_precision(make):
     assert torch.isfinite(weight_BL).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "slots"), [*((kind, False) for kind in KINDS), ("gat", True), ("cls", True)])
 @pytest.mark.parametrize(("pooling", "head_width"), [("cls", None), ("cls_mean", 16), ("segments", None)])
-def test_folding_changes_no_output(make_student, kind: str, pooling: str, head_width: int | None):
+def test_folding_changes_no_output(make_student, kind: str, slots: bool, pooling: str, head_width: int | None):
     """Logits, latent and token weights of the folded student equal the student's to 1e-5."""
-    student, tokenizer = make_student(kind, pooling, head_width=head_width)
+    student, tokenizer = make_student(kind, pooling, head_width=head_width, slots=slots)
     folded = FoldedStudent(student, latent_outputs=True).eval()
     batch = tensors(mixed_batch(tokenizer))
     with torch.inference_mode():
@@ -211,10 +217,14 @@ def test_folding_changes_no_output(make_student, kind: str, pooling: str, head_w
         assert expected.latent_BR.numpy() == pytest.approx(found["latent"].numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "poly", "gat"])
-def test_both_graphs_equal_the_student_on_a_batch_of_mixed_lengths(make_student, tmp_path: Path, kind: str):
+@pytest.mark.parametrize(
+    ("kind", "slots"), [("mlp", False), ("poly", False), ("gat", False), ("gatv2", False), ("gat", True)]
+)
+def test_both_graphs_equal_the_student_on_a_batch_of_mixed_lengths(
+    make_student, tmp_path: Path, kind: str, slots: bool
+):
     """Unfused and fused fp32 graphs give the student's logits to 1e-4, padded or not."""
-    student, tokenizer = make_student(kind)
+    student, tokenizer = make_student(kind, slots=slots)
     export_graph(student, tmp_path / "unfused.onnx")
     fuse_graph(tmp_path / "unfused.onnx", tmp_path / "fused.onnx", heads=4, width=64)
     for batch in (mixed_batch(tokenizer), mixed_batch(tokenizer, pad_to=96)):
@@ -279,3 +289,56 @@ def test_token_types_change_the_scores(make_student, tmp_path: Path):
     (without_BK,) = session.run(["logits"], {**inputs, "token_type_ids": np.zeros_like(inputs["token_type_ids"])})
 
     assert np.abs(with_types_BK - without_BK).max(axis=1).min() > 1e-3
+
+
+def textbook_gatv2(extractor: GATv2Extractor, hidden_LD: np.ndarray) -> np.ndarray:
+    """arXiv:2105.14491, edge by edge: r = 1/n Σ_i Σ_j softmax_j(aᵀ LeakyReLU(U h_i + V h_j)) W h_j."""
+    weight, source, target, attention = (
+        module.weight.detach().numpy()
+        for module in (extractor.weight, extractor.source, extractor.target, extractor.attention)
+    )
+    bias = extractor.target.bias.detach().numpy()
+    total = np.zeros(len(weight))
+    for here in hidden_LD:
+        scores = []
+        for there in hidden_LD:
+            edge = source @ here + target @ there + bias
+            scores.append(float(attention[0] @ np.array([leaky(float(x)) for x in edge])))
+        for share, there in zip(softmax(np.array(scores)), hidden_LD, strict=True):
+            total += share * (weight @ there)
+    return total / len(hidden_LD)
+
+
+def test_gatv2_is_the_loop_over_edges(rng: np.random.Generator):
+    """The batched form with ragged masks equals the paper's formula, pair by pair."""
+    extractor = GATv2Extractor(8).double()
+    hidden_BLD, mask_BL = ragged_states(rng)
+    latent_BR, _ = extractor(torch.from_numpy(hidden_BLD), torch.from_numpy(mask_BL))
+
+    for hidden_LD, mask_L, latent_R in zip(hidden_BLD, mask_BL, latent_BR.detach().numpy(), strict=True):
+        assert latent_R == pytest.approx(textbook_gatv2(extractor, hidden_LD[mask_L == 1]), abs=1e-10)
+
+
+@pytest.mark.parametrize("name", ["ced_kd", "mkd", "crsd", "guidance"])
+def test_nothing_of_a_training_only_term_reaches_the_graph(make_student, tmp_path: Path, name: str):
+    """Decoder, CRF, projector and P are trained beside the student; its graph has not one weight or node more."""
+    from training.student.ced_kd import RationaleDecoder
+    from training.student.crsd import CrsdTerm
+    from training.student.guidance import GuidanceTerm
+    from training.student.mkd import MkdTerm
+    from training.student_recipe import CedKdRecipe, CrsdRecipe, GuidanceRecipe, MkdRecipe
+
+    student, _ = make_student("gat")
+    export_graph(student, tmp_path / "before.onnx")
+    term = {
+        "ced_kd": lambda: RationaleDecoder(student, CedKdRecipe(), bos=101, eos=102, pad=0),
+        "mkd": lambda: MkdTerm(student, MkdRecipe()),
+        "crsd": lambda: CrsdTerm(student, CrsdRecipe(), None),
+        "guidance": lambda: GuidanceTerm(student, 0.1, GuidanceRecipe(), 24),
+    }[name]()
+    export_graph(student, tmp_path / "after.onnx")
+    before, after = (onnx.load(tmp_path / f"{when}.onnx").graph for when in ("before", "after"))
+
+    assert sum(parameter.numel() for parameter in term.parameters()) > 0
+    assert [node.op_type for node in after.node] == [node.op_type for node in before.node]
+    assert [tuple(i.dims) for i in after.initializer] == [tuple(i.dims) for i in before.initializer]

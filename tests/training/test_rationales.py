@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from relevance.errors import InputError, RowError, RunError
 from relevance.labels import ALIEXPRESS, ESCI
 from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
+from training.rationale_rows import rationale_line, read_rationales
 from training.recipe import PERSPECTIVES
 from training.runs import DONE
 from training.teacher.annotator import ProgrammaticAnnotator, load_phrases
 from training.teacher.generator import RationaleGenerator
 from training.teacher.label_words import mask_label_words, strip_verdict
 from training.teacher.perspectives import CARDS
-from training.teacher.rationale_rows import rationale_line, read_rationales
 from training.teacher.rationales import main, write_rationales
 from training.teacher.readings import brand_vocabulary, read_item, read_query
 

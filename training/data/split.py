@@ -33,14 +33,16 @@ def plan_splits(queries: Iterable[tuple[str, str | None]], recipe: DataRecipe) -
 
     A source's own split stands, but a source that never says `dev` has its dev queries taken out of train, and a
     source without splits is split by hash. Then a train query goes to `cal` if its hash is below `cal_fraction`; the
-    same words in another order go with it. Last, each split keeps its first `max_queries` by hash.
+    same words in another order go with it, unless the source says which queries are `cal` (marketplace). Last, each
+    split keeps its first `max_queries` by hash.
 
     Args: queries: query text and the source's own split, repetitions allowed.
     """
     keys = {(normalise_query(query), own) for query, own in queries}
     carve_dev = recipe.source == "esci"
     plan = {key: _own_or_hashed(*key, recipe, carve_dev=carve_dev) for key in keys}
-    trained = [key for key, split in plan.items() if split == "train"]
+    carve_cal = recipe.source != "marketplace"
+    trained = [key for key, split in plan.items() if split == "train" and carve_cal]
     to_cal = {same_words_key(query) for query, _ in trained if query_unit(query, CAL_SALT) < recipe.cal_fraction}
     plan |= {key: "cal" for key in trained if same_words_key(key[0]) in to_cal}
     return plan if recipe.max_queries is None else _capped(plan, recipe.max_queries)

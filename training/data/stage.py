@@ -1,7 +1,8 @@
 """Stage `data`: labelled pairs from a source, split by query, with a leak check and a card.
 
 Besides the options of every stage, `--on-bad-row fail|skip` overrides the recipe: `fail` stops at the first bad row,
-`skip` leaves bad rows out and puts their number and the first of them into the card.
+`skip` leaves bad rows out and puts their number and the first of them into the card. So does `--source NAME`:
+`relevance data --source marketplace` needs no file but the recipe.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ from typing import Any
 
 from relevance.errors import InputError
 from relevance.pairs import BadRows, LabelledPair, write_labelled_pairs
-from training.data import esci, esci_mini, jsonl, wands
+from training.data import esci, esci_mini, jsonl, marketplace, wands
+from training.data.marketplace.checks import check_titles
 from training.data.rows import PairSource
 from training.data.split import assign_splits, check_leaks, hashed_together, leak_report
 from training.recipe import Split
 from training.runs import Run, hash_file, stage_arguments
 
 log = logging.getLogger("relevance.training")
-SOURCES: dict[str, PairSource] = {"esci-mini": esci_mini, "esci": esci, "wands": wands, "pairs": jsonl}
+SOURCES: dict[str, PairSource] = {
+    "esci-mini": esci_mini,
+    "esci": esci,
+    "wands": wands,
+    "pairs": jsonl,
+    "marketplace": marketplace,
+}
 CARD = "card.json"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage; see the module."""
-    run = stage_arguments(_with_bad_row_choice(sys.argv[1:] if argv is None else argv), "data", __doc__)
+    run = stage_arguments(_with_choices(sys.argv[1:] if argv is None else argv), "data", __doc__)
     recipe = run.recipe.data
     files = SOURCES[recipe.source].source_files(recipe)
     missing = [str(path) for path in files if not path.is_file()]
@@ -55,9 +63,12 @@ def _write_splits(run: Run, folder: Path, file_hashes: Mapping[str, str]) -> Non
         raise InputError(f"source {recipe.source!r}: expected pairs to train on, found none of {len(pairs)}")
     leaks = leak_report(splits)
     check_leaks(leaks, hashed_together(recipe))
+    if recipe.source == "marketplace":
+        check_titles(leaks)
+        marketplace.write_side_tables(folder, recipe)
     for split, members in splits.items():
         write_labelled_pairs(folder / f"pairs.{split}.parquet", members)
-    card = {
+    card: dict[str, Any] = {
         "source": recipe.source,
         "fingerprint": hash_file(folder / "pairs.train.parquet"),
         "files": dict(file_hashes),
@@ -65,6 +76,8 @@ def _write_splits(run: Run, folder: Path, file_hashes: Mapping[str, str]) -> Non
         "bad_rows": {"count": bad_rows.count, "first": [str(error) for error in bad_rows.first]},
         "leaks": leaks,
     }
+    if recipe.source == "marketplace":
+        card["marketplace"] = marketplace.world_card(recipe)
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     log.info("data: %s; %d bad rows left out", _sizes(splits), bad_rows.count)
 
@@ -88,8 +101,11 @@ def _sizes(splits: Mapping[Split, Sequence[LabelledPair]]) -> str:
     return ", ".join(f"{split} {len(members)}" for split, members in splits.items())
 
 
-def _with_bad_row_choice(argv: list[str]) -> list[str]:
+def _with_choices(argv: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--on-bad-row", choices=("fail", "skip"))
+    parser.add_argument("--source", choices=tuple(SOURCES))
     chosen, rest = parser.parse_known_args(argv)
-    return rest if chosen.on_bad_row is None else [*rest, "--set", f"data.on_bad_row={chosen.on_bad_row}"]
+    for key, value in vars(chosen).items():
+        rest += [] if value is None else ["--set", f"data.{key}={value}"]
+    return rest

@@ -1,11 +1,11 @@
-"""What a student trains on: pairs with labels, soft labels and CoT embeddings, cut into length-bucketed batches.
+"""What a student trains on: pairs with labels, soft labels and what further terms read, in length-bucketed batches.
 
-Suffixes: N pairs, B pairs of a batch, P perspectives, D width of a CoT embedding, K classes, L tokens, F features.
+Suffixes: N pairs, B pairs of a batch, K classes, L tokens, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from relevance.errors import QueryTooLongError
 from relevance.pairs import Item, Pair
 from relevance.text import TextTemplate
 from relevance.tokenization import PairTokenizer, TokenIds
-from training.cot_store import CotStore
+from training.student.terms import SideInputs
 
 WINDOW = 50
 """Batches whose pairs are sorted by length together: enough to halve padding, few enough to keep batches random."""
@@ -63,7 +63,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of B pairs; the CoT embeddings have P = 0 where there is no guidance."""
+    """Tensors of B pairs; side: what further terms read."""
 
     input_ids_BL: Tensor
     attention_mask_BL: Tensor
@@ -74,19 +74,19 @@ class Batch:
     soft_BK: Tensor
     soft_weight_B: Tensor
     features_BF: Tensor
-    cot_embedding_BPD: Tensor
-    cot_mask_BP: Tensor
+    side: Mapping[str, Tensor]
 
     def to(self, device: torch.device) -> Batch:
         """Give the batch on a device."""
-        return Batch(**{name: getattr(self, name).to(device) for name in self.__slots__})
+        own = {name: getattr(self, name).to(device) for name in self.__slots__ if name != "side"}
+        return Batch(**own, side={name: tensor.to(device) for name, tensor in self.side.items()})
 
 
 class Batches:
     """All batches of one epoch, in an order that depends on the seed and the epoch alone.
 
     Args: training_set, template, tokenizer: what to read and how; batch_size: pairs a batch; field_dropout: chance
-        that an optional item field is hidden from a pair in this epoch; cot_store: None for no guidance.
+        that an optional item field is hidden from a pair in this epoch; side: what further terms read of each pair.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Batches:
         *,
         batch_size: int,
         field_dropout: float = 0.0,
-        cot_store: CotStore | None = None,
+        side: Sequence[SideInputs] = (),
     ) -> None:
         numbers = {query: number for number, query in enumerate(dict.fromkeys(p.query.id for p in training_set.pairs))}
         self._query_N = np.array([numbers[pair.query.id] for pair in training_set.pairs], dtype=np.int64)
@@ -106,7 +106,7 @@ class Batches:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._field_dropout = field_dropout
-        self._cot_store = cot_store
+        self._side = tuple(side)
         self._queries = encode_queries(training_set.pairs, template, tokenizer)
 
     def __len__(self) -> int:
@@ -127,10 +127,6 @@ class Batches:
 
     def _collate(self, chosen: NDArray[np.int64], item_ids: Sequence[TokenIds]) -> Batch:
         ids = self._tokenizer.collate([self._queries[i] for i in chosen], [item_ids[i] for i in chosen])
-        if self._cot_store is None:
-            cot_BPD, mask_BP = np.zeros((len(chosen), 0, 0), np.float32), np.zeros((len(chosen), 0), bool)
-        else:
-            cot_BPD, mask_BP = self._cot_store.lookup([self._set.pairs[i].pair_id for i in chosen])
         return Batch(
             torch.from_numpy(ids.input_ids_BL),
             torch.from_numpy(ids.attention_mask_BL),
@@ -141,8 +137,7 @@ class Batches:
             torch.from_numpy(self._set.soft_NK[chosen]),
             torch.from_numpy(self._set.soft_weight_N[chosen]),
             torch.from_numpy(self._set.features_NF[chosen]),
-            torch.from_numpy(cot_BPD),
-            torch.from_numpy(mask_BP),
+            {name: torch.from_numpy(a) for part in self._side for name, a in part.arrays(chosen, ids).items()},
         )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from relevance.errors import RecipeError
 from training.model_source import resolve_model
-from training.recipe import EncoderRecipe
+from training.student_recipe import EncoderRecipe
 
 SCRATCH = "scratch"
 
@@ -25,6 +25,8 @@ def load_tokenizer(recipe: EncoderRecipe) -> Tokenizer:
     if name == SCRATCH:
         raise RecipeError("student.encoder: name = 'scratch' needs a tokenizer; expected a name or path, found none")
     source = _offline_if_local(resolve_model(name))
+    if Path(source).is_file():
+        return Tokenizer.from_file(source)
     if (Path(source) / "tokenizer.json").is_file():
         return Tokenizer.from_file(str(Path(source) / "tokenizer.json"))
     try:

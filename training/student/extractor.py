@@ -3,20 +3,23 @@
 Each extractor ends in a weighted mean of token states, w_j = token weight of token j, so that the weights are at hand
 for explanations and the last linear map runs once a pair instead of once a token (docs/papers.md has the algebra).
 
-Suffixes: B pairs, L tokens, D encoder width, R latent width, C codes.
+Suffixes: B pairs, L tokens, D encoder width, R latent width, C codes, A attention width, P perspectives.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-ExtractorKind = Literal["none", "cls", "mlp", "poly", "gat"]
+from training.student_recipe import ExtractorRecipe
+
 MASK_BIAS = -6e4
 """Added to the attention scores of padding: finite in fp16, so that a row of padding alone gives no NaN."""
 LEAKY_SLOPE = 0.2
+GATV2_WIDTH = 32
+"""Width of GATv2's hidden scores: they are made for each edge, so the encoder's width would cost L² · D a pair."""
 
 
 def mask_bias(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,9 +100,13 @@ def graph_token_weights(hidden_BLD: Tensor, mask_BL: Tensor, direction_2D: Tenso
     """
     source_target_BL2 = hidden_BLD @ direction_2D.T
     score_BLL = source_target_BL2[:, :, :1] + source_target_BL2[:, :, 1:].transpose(1, 2)
-    score_BLL = nn.functional.leaky_relu(score_BLL, LEAKY_SLOPE)
+    return mean_attention(nn.functional.leaky_relu(score_BLL, LEAKY_SLOPE), mask_BL)
+
+
+def mean_attention(score_BLL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Give the mean over tokens i of softmax_j of their scores, padding left out on both sides; shape (B, L)."""
     score_BLL = score_BLL + mask_bias(mask_BL, score_BLL.dtype).unsqueeze(1)
-    node_BL = uniform_weights(mask_BL, hidden_BLD.dtype)
+    node_BL = uniform_weights(mask_BL, score_BLL.dtype)
     return torch.bmm(node_BL.unsqueeze(1), torch.softmax(score_BLL, dim=-1)).squeeze(1)
 
 
@@ -117,18 +124,80 @@ class CLSExtractor(nn.Module):
         return hidden_BLD[:, 0], weight_BL
 
 
-def make_extractor(
-    kind: ExtractorKind, width: int, hidden_dim: int | None, codes: int
-) -> MLPExtractor | PolyExtractor | GATExtractor | CLSExtractor | None:
-    """Build an extractor by name; None for `none`, the plain cross-encoder."""
-    match kind:
-        case "none":
-            return None
-        case "cls":
-            return CLSExtractor(width)
+class GATv2Extractor(nn.Module):
+    """The same layer with dynamic attention (Brody et al., arXiv:2105.14491), which ranks tokens per token.
+
+    α_ij = aᵀ LeakyReLU(U h_i + V h_j), r = W Σ_j w_j h_j with w_j = mean_i softmax_j(α_ij).
+    """
+
+    def __init__(self, width: int, hidden_dim: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden_dim or width
+        self.weight = nn.Linear(width, hidden, bias=False)
+        self.source = nn.Linear(width, GATV2_WIDTH, bias=False)
+        self.target = nn.Linear(width, GATV2_WIDTH)
+        self.attention = nn.Linear(GATV2_WIDTH, 1, bias=False)
+        nn.init.xavier_uniform_(self.weight.weight)
+        self.latent_width = hidden
+
+    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the latent of shape (B, R) and the token weights of shape (B, L)."""
+        edge_BLLA = self.source(hidden_BLD).unsqueeze(2) + self.target(hidden_BLD).unsqueeze(1)
+        score_BLL = self.attention(nn.functional.leaky_relu(edge_BLLA, LEAKY_SLOPE)).squeeze(-1)
+        weight_BL = mean_attention(score_BLL, mask_BL)
+        return self.weight(weighted_sum(weight_BL, hidden_BLD)), weight_BL
+
+
+class SlotExtractor(nn.Module):
+    """One extractor a perspective and a gate over them (ours): r = Σ_p g_p r_p, g = softmax(G h_cls)."""
+
+    def __init__(self, extractors: Sequence[nn.Module], width: int) -> None:
+        super().__init__()
+        self.extractors = nn.ModuleList(extractors)
+        self.gate = nn.Linear(width, len(extractors))
+        self.latent_width: int = extractors[0].latent_width  # type: ignore[assignment]
+
+    def slots(self, hidden_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Give each perspective's latent, of shape (B, P, R), and token weights, of shape (B, P, L)."""
+        latents, weights = zip(*(extractor(hidden_BLD, mask_BL) for extractor in self.extractors), strict=True)
+        return torch.stack(latents, dim=1), torch.stack(weights, dim=1)
+
+    def mix(self, hidden_BLD: Tensor, slots_BPR: Tensor, weights_BPL: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the gated latent of shape (B, R) and token weights of shape (B, L)."""
+        gate_B1P = torch.softmax(self.gate(hidden_BLD[:, 0]), dim=-1).unsqueeze(1)
+        return torch.bmm(gate_B1P, slots_BPR).squeeze(1), torch.bmm(gate_B1P, weights_BPL).squeeze(1)
+
+    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the latent of shape (B, R) and the token weights of shape (B, L)."""
+        return self.mix(hidden_BLD, *self.slots(hidden_BLD, mask_BL))
+
+
+Extractor = MLPExtractor | PolyExtractor | GATExtractor | GATv2Extractor | CLSExtractor | SlotExtractor
+
+
+def make_extractor(recipe: ExtractorRecipe, width: int, n_perspectives: int) -> Extractor | None:
+    """Build the recipe's extractor; None for `none`, the plain cross-encoder.
+
+    Args: n_perspectives: P of the slots.
+    """
+    if recipe.kind == "none":
+        return None
+    if recipe.slots:
+        return SlotExtractor([_one_extractor(recipe, width) for _ in range(n_perspectives)], width)
+    return _one_extractor(recipe, width)
+
+
+def _one_extractor(
+    recipe: ExtractorRecipe, width: int
+) -> MLPExtractor | PolyExtractor | GATExtractor | GATv2Extractor | CLSExtractor:
+    match recipe.kind:
         case "mlp":
-            return MLPExtractor(width, hidden_dim)
+            return MLPExtractor(width, recipe.hidden_dim)
         case "poly":
-            return PolyExtractor(width, codes)
+            return PolyExtractor(width, recipe.codes)
         case "gat":
-            return GATExtractor(width, hidden_dim)
+            return GATExtractor(width, recipe.hidden_dim)
+        case "gatv2":
+            return GATv2Extractor(width, recipe.hidden_dim)
+        case _:
+            return CLSExtractor(width)

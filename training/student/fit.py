@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,18 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from relevance.calibration import expected_gain, softmax
-from relevance.errors import CollapseError
-from training.recipe import FitRecipe
+from relevance.errors import CollapseError, RecipeError
 from training.student.batches import Batch, Batches
-from training.student.losses import (
-    GuidanceProjection,
-    feature_loss,
-    guidance_loss,
-    rank_loss,
-    soft_label_loss,
-    task_loss,
-)
+from training.student.losses import feature_loss, rank_loss, soft_label_loss, task_loss
 from training.student.model import Student, StudentOutput
+from training.student.terms import Term
+from training.student_recipe import FitRecipe
 
 log = logging.getLogger("relevance.training")
 NOTE_STEPS = 20
@@ -46,19 +41,19 @@ COLLAPSED = 1e-4
 class FitPlan:
     """What a fit needs beside the student and the batches.
 
-    Args: recipe: schedule; seed: of order and dropout; class_weight_K: None for all ones; guidance_weight: λ;
-        embedding_width: D of the CoT embeddings, 0 for no guidance; feature_weight: of the regression on features;
-        n_features: F, 0 for no regression; checkpoint_steps: between checkpoints;
+    Args: recipe: schedule; seed: of order and dropout; class_weight_K: None for all ones; terms: of the loss, beside
+        the task's and the annotated ones; feature_weight: of the regression on features; n_features: F, 0 for no
+        regression; freeze_layers: lowest layers that keep their weights; checkpoint_steps: between checkpoints;
         evaluate: dev logits of a student, None to train all epochs; figure: dev logits → what to maximise.
     """
 
     recipe: FitRecipe
     seed: int
     class_weight_K: NDArray[np.float32] | None
-    guidance_weight: float
-    embedding_width: int
+    terms: tuple[Term, ...]
     feature_weight: float
     n_features: int
+    freeze_layers: int
     checkpoint_steps: int
     evaluate: Callable[[Student], NDArray[np.float64]] | None
     figure: Callable[[NDArray[np.float64]], float]
@@ -95,9 +90,11 @@ class Fit:
         self._plan, self._batches, self._folder, self._note = plan, batches, folder, note
         self._accelerator = accelerator
         self._student = student
-        student.encoder.embeddings.word_embeddings.weight.requires_grad_(not plan.recipe.freeze_embeddings)
-        losses = _Losses(student, plan)
-        optimizer = torch.optim.AdamW(parameter_groups(losses, plan.recipe), lr=plan.recipe.learning_rate)
+        freeze(student, plan.recipe.freeze_embeddings, plan.freeze_layers)
+        losses = StudentLosses(student, plan)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(losses, plan.recipe), lr=plan.recipe.learning_rate * plan.recipe.rate_factor
+        )
         self._module, self._optimizer = accelerator.prepare(losses, optimizer)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         processes = accelerator.num_processes
@@ -107,7 +104,7 @@ class Fit:
         """Train to the end of the schedule or of the patience.
 
         Returns: the best dev figure, nan without `evaluate`.
-        Raises: CollapseError: if an epoch ends with the same score for every dev pair.
+        Raises: CollapseError: if a loss is not finite, or an epoch ends with the same score for every dev pair.
         """
         recipe = self._plan.recipe
         progress = self._resume()
@@ -135,6 +132,7 @@ class Fit:
 
     def _train_epoch(self, progress: Progress, total: int, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
         self._module.train()
+        started, first = time.monotonic(), progress.batch
         index, processes = self._accelerator.process_index, self._accelerator.num_processes
         batches = self._batches.epoch(
             self._plan.seed,
@@ -158,8 +156,14 @@ class Fit:
                 figures = {name: round(float(value), 6) for name, value in parts.items()}
                 bar.set_postfix(figures)
                 self._record(step=step, **figures)
+                if not math.isfinite(sum(figures.values())):
+                    raise CollapseError(f"{self._folder.name}, step {step}: expected finite losses, found {figures}")
             if progress.batch % self._plan.checkpoint_steps == 0:
                 self._checkpoint(progress)
+        seconds = max(time.monotonic() - started, 1e-9)
+        pairs = (progress.batch - first) * self._accelerator.num_processes * self._plan.recipe.batch_size
+        if pairs:
+            self._record(pairs_per_second=round(pairs / seconds, 2))
 
     def _end_epoch(self, progress: Progress) -> None:
         if self._plan.evaluate is None:
@@ -215,7 +219,7 @@ class Fit:
         return progress
 
 
-class _Losses(nn.Module):
+class StudentLosses(nn.Module):
     """The student, its losses and their training-only maps in one module: data parallelism sees one forward pass."""
 
     class_weight_K: Tensor | None
@@ -225,9 +229,7 @@ class _Losses(nn.Module):
         super().__init__()
         self.student = student
         self._plan = plan
-        self.projection: GuidanceProjection | None = None
-        if student.extractor is not None and plan.embedding_width > 0 and plan.guidance_weight > 0:
-            self.projection = GuidanceProjection(student.extractor.latent_width, plan.embedding_width)
+        self.terms = nn.ModuleList(plan.terms)
         self.features: nn.Linear | None = None
         if plan.n_features > 0 and plan.feature_weight > 0:
             self.features = nn.Linear(student.head.out_features, plan.n_features)
@@ -254,11 +256,26 @@ class _Losses(nn.Module):
         if self.features is not None:
             feature = feature_loss(self.features(nn.functional.gelu(output.head_BH)).float(), batch.features_BF)
             total, parts["feature"] = total + plan.feature_weight * feature, feature.detach()
-        if self.projection is not None and output.latent_BR is not None:
-            projected = self.projection(output.latent_BR).float()
-            guide = guidance_loss(projected, batch.cot_embedding_BPD, batch.cot_mask_BP)
-            total, parts["guidance"] = total + plan.guidance_weight * guide, guide.detach()
+        for term in plan.terms:
+            value = term(self.student, output, batch)
+            total, parts[term.name] = total + term.weight * value, value.detach()
         return total, parts
+
+
+def freeze(student: Student, embeddings: bool, layers: int) -> None:
+    """Keep the word embeddings, or all embeddings and the lowest layers, as they are.
+
+    Raises: RecipeError: if the encoder has fewer layers.
+    """
+    found = len(student.encoder.encoder.layer)
+    if layers > found:
+        raise RecipeError(
+            f"student.encoder.freeze_layers: expected at most {found}, the encoder's layers; found {layers}"
+        )
+    student.encoder.embeddings.requires_grad_(layers == 0)
+    student.encoder.embeddings.word_embeddings.weight.requires_grad_(layers == 0 and not embeddings)
+    for layer in student.encoder.encoder.layer[:layers]:
+        layer.requires_grad_(False)
 
 
 def rate_factor(step: int, total: int, warmup_fraction: float) -> float:
@@ -273,7 +290,8 @@ def parameter_groups(losses: nn.Module, recipe: FitRecipe) -> list[dict[str, Any
     """Give AdamW's groups: one a layer with its decayed rate, one for the rest; no decay on biases and LayerNorm."""
     prefix = "student.encoder."
     named = [(name, parameter) for name, parameter in losses.named_parameters() if parameter.requires_grad]
-    layers = 1 + max(int(name.split(".")[4]) for name, _ in named if name.startswith(f"{prefix}encoder.layer."))
+    numbers = [int(name.split(".")[4]) for name, _ in named if name.startswith(f"{prefix}encoder.layer.")]
+    layers = 1 + max(numbers, default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         if name.startswith(f"{prefix}encoder.layer."):
@@ -284,7 +302,8 @@ def parameter_groups(losses: nn.Module, recipe: FitRecipe) -> list[dict[str, Any
             rate = recipe.head_learning_rate
         decay = 0.0 if parameter.ndim < 2 or "LayerNorm" in name else recipe.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    factor = recipe.rate_factor
+    return [{"params": p, "lr": factor * rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
 def _share(batches: Iterator[Batch], index: int, processes: int) -> Iterator[Batch]:

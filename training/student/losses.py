@@ -24,17 +24,65 @@ def task_loss(
     return (loss_B * weight_B).sum() / weight_B.sum().clamp(min=1e-8)
 
 
-def guidance_loss(latent_BD: Tensor, cot_embedding_BPD: Tensor, mask_BP: Tensor) -> Tensor:
+def guidance_loss(latent: Tensor, cot_embedding_BPD: Tensor, mask_BP: Tensor) -> Tensor:
     """Squared distance between each projected latent and its pair's CoT embeddings (arXiv:2601.21611, eq. 8).
 
     The SUM over dimensions, as in the paper; a mean would divide it by D and switch the guidance off unnoticed.
 
-    Args: latent_BD: P r, float; cot_embedding_BPD: L2-normalised, zeros where missing; mask_BP: False = missing.
+    Args: latent: P r of shape (B, D), or one a perspective of shape (B, P, D); cot_embedding_BPD: L2-normalised, zeros
+        where missing; mask_BP: False = missing.
     Returns: mean over present (pair, perspective) entries of Σ_dim (P r − e)²; 0 when none is present.
     """
-    distance_BP = ((latent_BD.unsqueeze(1) - cot_embedding_BPD) ** 2).sum(dim=-1)
-    present_BP = mask_BP.to(distance_BP.dtype)
-    return (distance_BP * present_BP).sum() / present_BP.sum().clamp(min=1)
+    distance_BP = ((_per_perspective(latent) - cot_embedding_BPD) ** 2).sum(dim=-1)
+    return _present_mean(distance_BP, mask_BP)
+
+
+def cosine_guidance_loss(latent: Tensor, cot_embedding_BPD: Tensor, mask_BP: Tensor) -> Tensor:
+    """1 − cos(P r, e), a guidance that ignores length (ours); arguments and mean as `guidance_loss`."""
+    cosine_BP = nn.functional.cosine_similarity(_per_perspective(latent), cot_embedding_BPD, dim=-1)
+    return _present_mean(1 - cosine_BP, mask_BP)
+
+
+def info_nce_guidance_loss(
+    latent: Tensor, cot_embedding_BPD: Tensor, mask_BP: Tensor, alike_BB: Tensor, temperature: float
+) -> Tensor:
+    """InfoNCE between latents and the CoT embeddings of the batch, perspective by perspective (ours).
+
+    Args: as `guidance_loss`; alike_BB: pairs that are no negatives of each other.
+    """
+    latent_BPD = _per_perspective(latent).expand_as(cot_embedding_BPD)
+    losses = [
+        info_nce(latent_BPD[:, p], cot_embedding_BPD[:, p], alike_BB | ~mask_BP[:, p], temperature)
+        for p in range(cot_embedding_BPD.shape[1])
+    ]
+    return _present_mean(torch.stack(losses, dim=1), mask_BP)
+
+
+def info_nce(anchor_BD: Tensor, positive_BD: Tensor, excluded_BB: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of each pair with the positives of the other pairs as negatives (van den Oord et al., arXiv:1807.03748).
+
+    Args: excluded_BB: True where column j is not to be a negative of row i (false negatives, missing positives); the
+        own positive on the diagonal always counts; temperature: τ of the cosine.
+    Returns: of shape (B,).
+    """
+    similarity_BB = nn.functional.normalize(anchor_BD, dim=-1) @ nn.functional.normalize(positive_BD, dim=-1).T
+    own_BB = torch.eye(len(anchor_BD), dtype=torch.bool, device=anchor_BD.device)
+    logits_BB = (similarity_BB / temperature).masked_fill(excluded_BB & ~own_BB, -torch.inf)
+    return -torch.log_softmax(logits_BB, dim=-1).diagonal()
+
+
+def alike(query_B: Tensor, label_B: Tensor) -> Tensor:
+    """Say which pairs of a batch share query and label, and so are false negatives of each other; shape (B, B)."""
+    return (query_B.unsqueeze(1) == query_B.unsqueeze(0)) & (label_B.unsqueeze(1) == label_B.unsqueeze(0))
+
+
+def _per_perspective(latent: Tensor) -> Tensor:
+    return latent.unsqueeze(1) if latent.ndim == 2 else latent
+
+
+def _present_mean(value_BP: Tensor, mask_BP: Tensor) -> Tensor:
+    present_BP = mask_BP.to(value_BP.dtype)
+    return (value_BP * present_BP).sum() / present_BP.sum().clamp(min=1)
 
 
 def soft_label_loss(logits_BK: Tensor, teacher_BK: Tensor, weight_B: Tensor) -> Tensor:
@@ -68,21 +116,3 @@ def feature_loss(predicted_BF: Tensor, feature_BF: Tensor) -> Tensor:
     present_BF = ~torch.isnan(feature_BF)
     loss_BF = nn.functional.smooth_l1_loss(predicted_BF, torch.nan_to_num(feature_BF), reduction="none")
     return (loss_BF * present_BF).sum() / present_BF.sum().clamp(min=1)
-
-
-class GuidanceProjection(nn.Module):
-    """The training-only map P from the latent to the space of the CoT embeddings; never exported.
-
-    The identity when both widths agree and no map is needed (the paper's eq. 8), else linear without bias.
-    """
-
-    def __init__(self, latent_width: int, embedding_width: int) -> None:
-        super().__init__()
-        self.map: nn.Module = (
-            nn.Identity() if latent_width == embedding_width else nn.Linear(latent_width, embedding_width, bias=False)
-        )
-
-    def forward(self, latent_BR: Tensor) -> Tensor:
-        """Give P r, of shape (B, D)."""
-        projected: Tensor = self.map(latent_BR)
-        return projected

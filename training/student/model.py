@@ -19,9 +19,10 @@ from relevance.errors import LabelError, RunError
 from relevance.labels import LabelScheme
 from relevance.text import TextTemplate
 from relevance.tokenization import PairTokenizer
-from training.recipe import ExtractorRecipe
+from training.recipe import PERSPECTIVES
 from training.student.encoder import encoder_from_config
-from training.student.extractor import make_extractor, uniform_weights, weighted_sum
+from training.student.extractor import SlotExtractor, make_extractor, uniform_weights, weighted_sum
+from training.student_recipe import ExtractorRecipe
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -54,13 +55,16 @@ class StudentOutput:
     """What a forward pass gives.
 
     Args: logits_BK; head_BH: the head's first layer before its activation (H = hidden width, or K without one);
-        latent_BR: None for a plain cross-encoder; token_weights_BL: rows summing to 1.
+        latent_BR: None for a plain cross-encoder; token_weights_BL: rows summing to 1; hidden_BLD: last token states;
+        slots_BPR: the latents of the perspectives, None without slots.
     """
 
     logits_BK: Tensor
     head_BH: Tensor
     latent_BR: Tensor | None
     token_weights_BL: Tensor
+    hidden_BLD: Tensor
+    slots_BPR: Tensor | None = None
 
 
 class Student(nn.Module):
@@ -76,9 +80,7 @@ class Student(nn.Module):
         self.config = config
         self.encoder = encoder or encoder_from_config(config.encoder)
         width = int(self.encoder.config.hidden_size)
-        self.extractor = make_extractor(
-            config.extractor.kind, width, config.extractor.hidden_dim, config.extractor.codes
-        )
+        self.extractor = make_extractor(config.extractor, width, len(PERSPECTIVES))
         pooled_width = {"cls": width, "cls_mean": 2 * width, "segments": 5 * width + 1}[config.pooling]
         latent_width = 0 if self.extractor is None else self.extractor.latent_width
         n_classes = config.label_scheme.n_classes
@@ -94,13 +96,18 @@ class Student(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
         features = pool_states(self.config.pooling, hidden_BLD, attention_mask, token_type_ids)
+        latent_BR, slots_BPR = None, None
         if self.extractor is None:
-            latent_BR, token_weights_BL = None, uniform_weights(attention_mask, hidden_BLD.dtype)
+            token_weights_BL = uniform_weights(attention_mask, hidden_BLD.dtype)
+        elif isinstance(self.extractor, SlotExtractor):
+            slots_BPR, weights_BPL = self.extractor.slots(hidden_BLD, attention_mask)
+            latent_BR, token_weights_BL = self.extractor.mix(hidden_BLD, slots_BPR, weights_BPL)
         else:
             latent_BR, token_weights_BL = self.extractor(hidden_BLD, attention_mask)
+        if latent_BR is not None:
             features = torch.cat([features, latent_BR], dim=-1)
         head = self.head(self.dropout(features))
-        return StudentOutput(self.output(head), head, latent_BR, token_weights_BL)
+        return StudentOutput(self.output(head), head, latent_BR, token_weights_BL, hidden_BLD, slots_BPR)
 
     def save(self, folder: Path, tokenizer: PairTokenizer) -> None:
         """Write weights (safetensors), config and tokenizer into a folder that `load_student` reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.runs import hash_file, stage_arguments
-from training.soft_labels import FILE as SOFT_LABELS
+from training.soft_labels import soft_labels_file
 from training.student.train import WARM_UP, StudentTraining, shared_inputs
 
 NOT_YET = {
@@ -12,6 +12,11 @@ NOT_YET = {
     "class_weights",
     "query_weights",
     "guidance_weight",
+    "guidance",
+    "rationale_terms",
+    "ced_kd",
+    "mkd",
+    "crsd",
     "random_negatives",
     "random_negative_weight",
     "checkpoint_steps",
@@ -26,7 +31,7 @@ def main(argv: list[str]) -> int:
     inputs = {
         "student": run.recipe.student.model_dump(mode="json", exclude=NOT_YET),
         **shared_inputs(run),
-        "soft_labels": hash_file(run.require("annotate") / SOFT_LABELS),
+        "soft_labels": hash_file(run.require("annotate") / soft_labels_file(run.recipe.student)),
     }
     with run.stage(WARM_UP, inputs, resumable=True) as folder:
         if folder is not None:

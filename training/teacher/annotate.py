@@ -2,7 +2,8 @@
 
 The teacher is an average of logistic regression, gradient boosting and extremely randomised trees over the features of
 `training.teacher.features`, fitted on labelled pairs. Labelled pairs get out-of-fold probabilities (folds by query), so
-that no pair is annotated by a model that saw its label. Suffixes: N pairs, F features, K classes.
+that no pair is annotated by a model that saw its label. The marketplace has a teacher of its own, see
+`training.teacher.facts`. Suffixes: N pairs, F features, K classes.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from sklearn.preprocessing import StandardScaler
 
 from relevance.labels import LabelScheme
 from relevance.pairs import Item, LabelledPair, Pair, Query, parquet_rows, read_labelled_pairs
+from training.marketplace.facts import INTENTS, TRUTH
 from training.model_source import resolve_model
-from training.recipe import AnnotateRecipe
+from training.predictions import Predictions, predictions_of, write_predictions
+from training.recipe import SPLITS, AnnotateRecipe, Split
 from training.runs import Run, hash_file, log, stage_arguments
 from training.soft_labels import FILE, SoftLabels, write_soft_labels
+from training.teacher.facts import annotate_by_facts
 from training.teacher.features import FEATURES, TAUGHT, PairFeatures, TokenEncoder
 from training.words import normalise_query, query_unit
 
@@ -34,6 +38,7 @@ FAR_RANK = 300
 FAR_IRRELEVANT = 0.4
 """Items ranked this far away are blended with so much certainty of irrelevance: the teacher saw few such pairs."""
 
+_FLOOR = 1e-9
 Ranks = tuple[tuple[int, int, int], ...]
 
 
@@ -42,28 +47,34 @@ def main(argv: list[str]) -> int:
     run = stage_arguments(argv, "annotate", __doc__)
     recipe = run.recipe.annotate
     data = run.require("data")
-    files = {p.name: hash_file(p) for p in sorted(data.glob("pairs.*.parquet"))}
+    by_facts = recipe.teacher == "facts"
+    told = [path for name in (INTENTS, TRUTH) if by_facts and (path := data / name).is_file()]
+    files = {p.name: hash_file(p) for p in (*sorted(data.glob("pairs.*.parquet")), *told)}
     for folder_name, name in ((recipe.items, "esci_products.parquet"), (recipe.queries, "esci_label_ids.parquet")):
         if folder_name is not None:
             files[name] = hash_file(Path(folder_name) / name)
     inputs = {"annotate": recipe.model_dump(mode="json"), "seed": run.recipe.seed, "files": files}
     with run.stage("annotate", inputs) as folder:
-        if folder is not None:
-            soft = annotate(run, data)
+        if folder is not None and by_facts:
+            annotate_by_facts(data, folder, run.recipe.label_scheme, folds=recipe.folds, seed=run.recipe.seed)
+        elif folder is not None:
+            soft, teacher = annotate(run, data)
             write_soft_labels(folder / FILE, soft)
+            for split, predictions in teacher.items():
+                write_predictions(folder / f"predictions.{split}.parquet", predictions)
             log.info("annotate: %d pairs", len(soft.pairs))
     return 0
 
 
-def annotate(run: Run, data: Path) -> SoftLabels:
-    """Give soft labels of sampled pairs without labels, then of the labelled training pairs (out of fold)."""
+def annotate(run: Run, data: Path) -> tuple[SoftLabels, dict[Split, Predictions]]:
+    """Give soft labels of sampled pairs without labels, then of the labelled training pairs (out of fold).
+
+    Returns: them, and the teacher's own predictions of every other split, the ceiling of what learns from it.
+    """
     recipe, scheme = run.recipe.annotate, run.recipe.label_scheme
     labelled = read_labelled_pairs(data / "pairs.train.parquet", scheme)
-    held_out = {
-        normalise_query(pair.pair.query.text)
-        for split in ("dev", "cal", "test")
-        for pair in read_labelled_pairs(data / f"pairs.{split}.parquet", scheme)
-    }
+    others = {split: read_labelled_pairs(data / f"pairs.{split}.parquet", scheme) for split in SPLITS[1:]}
+    held_out = {normalise_query(pair.pair.query.text) for pairs in others.values() for pair in pairs}
     items = _items(recipe, labelled)
     queries, extra = _queries(run, labelled, held_out)
     model = SentenceTransformer(resolve_model(recipe.model))
@@ -72,20 +83,26 @@ def annotate(run: Run, data: Path) -> SoftLabels:
     sampled = sample_pairs(encoder, items, [(queries, recipe.ranks), (extra, recipe.extra_ranks)], run.recipe.seed)
     features = PairFeatures(encoder, [item.title for item in items])
     labelled_NF = features.of([p.pair for p in labelled])
-    sampled_NF = features.of([pair for pair, _ in sampled])
+    sampled_NF = features.of([pair for pair, _ in sampled]) if sampled else labelled_NF[:0]
     teacher = CrossFittedTeacher(scheme, labelled, labelled_NF, folds=recipe.folds, seed=run.recipe.seed)
-    sampled_NK = teacher.probabilities(sampled_NF)
+    sampled_NK = teacher.probabilities(sampled_NF) if sampled else teacher.out_of_fold_NK[:0]
     far_N1 = np.array([rank >= FAR_RANK for _, rank in sampled])[:, None]
     irrelevant_K = np.eye(scheme.n_classes, dtype=np.float32)[scheme.irrelevant]
     sampled_NK = np.where(far_N1, (1 - FAR_IRRELEVANT) * sampled_NK + FAR_IRRELEVANT * irrelevant_K, sampled_NK)
     chosen = [FEATURES.index(name) for name in TAUGHT]
     mean_F, deviation_F = np.nanmean(labelled_NF, axis=0), np.nanstd(labelled_NF, axis=0)
     all_NF = np.clip((np.concatenate([sampled_NF, labelled_NF]) - mean_F) / np.maximum(deviation_F, 1e-6), -4, 4)
-    return SoftLabels(
+    predictions = {}
+    for split, pairs in others.items():
+        if pairs:
+            logits_NK = np.log(np.maximum(teacher.probabilities(features.of([p.pair for p in pairs])), _FLOOR))
+            predictions[split] = predictions_of(pairs, logits_NK, scheme)
+    soft = SoftLabels(
         [pair for pair, _ in sampled] + [p.pair for p in labelled],
         np.concatenate([sampled_NK, teacher.out_of_fold_NK]).astype(np.float32),
         all_NF[:, chosen].astype(np.float32),
     )
+    return soft, predictions
 
 
 class _Classifier(Protocol):

@@ -14,15 +14,16 @@ from functools import cache
 from pathlib import Path
 
 from relevance.labels import ESCI, LabelScheme
-from relevance.pairs import Pair
+from relevance.pairs import Item, Pair
+from training.rationale_rows import Evidence, Rationale
+from training.recipe import Perspective
 from training.teacher.comparison import Comparison, compare
 from training.teacher.label_words import mask_label_words
 from training.teacher.perspectives import CARDS
-from training.teacher.rationale_rows import Evidence, Perspective, Rationale
 from training.teacher.readings import Brands, ItemReading, QueryReading, read_item, read_query
 from training.words import normalise_query
 
-NAME = "programmatic-1"
+NAME, VISIBLE_NAME = "programmatic-1", "visible-1"
 _MAX_TITLE_WORDS = 14
 _MAX_READING_CHARS = 300
 _ATTRIBUTE_DIMS = ("brand", "colour", "size", "audience")
@@ -75,6 +76,23 @@ class ProgrammaticAnnotator:
             generator=self.name,
             annotator_seen_pair=False,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleAnnotator:
+    """The same annotator, shown nothing of an item but its title: a control without privileged information."""
+
+    programmatic: ProgrammaticAnnotator
+
+    @property
+    def name(self) -> str:
+        """Name and version of the generator."""
+        return VISIBLE_NAME
+
+    def generate(self, pair: Pair, perspective: Perspective) -> Rationale:
+        """Write the rationale of one pair from one perspective."""
+        seen = Pair(pair.query, Item(pair.item.title, id=pair.item.id))
+        return self.programmatic.generate(seen, perspective).model_copy(update={"generator": self.name})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from training.teacher.rationale_rows import Agreement, Evidence
+from training.rationale_rows import Agreement, Evidence
 from training.teacher.readings import ItemReading, QueryReading
 from training.words import chunks, is_cjk, stem, stems_of_chunk
 

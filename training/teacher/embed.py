@@ -20,11 +20,13 @@ from tqdm import tqdm
 from relevance.errors import InputError, RecipeError
 from training.cot_store import CotStore
 from training.model_source import resolve_model
+from training.rationale_rows import COMBINED, Rationale, joined, read_rationales
 from training.recipe import EmbedRecipe
 from training.runs import Run, hash_file, stage_arguments
 from training.teacher.embedding_cache import EmbeddingCache, text_key
 from training.teacher.label_words import strip_verdict
-from training.teacher.rationale_rows import Rationale, read_rationales
+from training.teacher.lsa import PREFIX as LSA_PREFIX
+from training.teacher.lsa import LsaEncoder
 
 log = logging.getLogger("relevance.training")
 _GROUP_BATCHES = 4
@@ -91,17 +93,21 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stage; see the module."""
     run = stage_arguments(sys.argv[1:] if argv is None else argv, "embed", __doc__)
     recipe, source = run.recipe.embed, run.require("rationales")
-    files = [source / f"rationales.{split}.jsonl" for split in run.recipe.rationales.splits]
-    encoder = SentenceEncoder(recipe)
-    inputs = {
+    files = [
+        source / f"rationales.{split}.jsonl" for split in (run.recipe.embed.splits or run.recipe.rationales.splits)
+    ]
+    inputs: dict[str, Any] = {
         "embed": recipe.model_dump(mode="json", exclude={"batch_size", "cache"}),
-        "model": encoder.model,
         "scheme": run.recipe.label_scheme.to_dict(),
         "files": {path.name: hash_file(path) for path in files},
     }
+    sentence = None if recipe.model.startswith(LSA_PREFIX) else SentenceEncoder(recipe)
+    if sentence is not None:
+        inputs["model"] = sentence.model
     with run.stage("embed", inputs) as folder:
         if folder is not None:
             rationales = [rationale for path in files for rationale in read_rationales(path)]
+            encoder = sentence or LsaEncoder(recipe.model, [rationale.rationale for rationale in rationales])
             embed_rationales(run, rationales, encoder).save(folder)
     return 0
 
@@ -115,6 +121,13 @@ def embed_rationales(run: Run, rationales: Sequence[Rationale], encoder: TextEnc
         raise InputError(f"{run.path}: expected rationales to embed, found none")
     recipe, scheme = run.recipe.embed, run.recipe.label_scheme
     texts = [strip_verdict(r.rationale, scheme) if recipe.strip_label_words else r.rationale for r in rationales]
+    keys: list[tuple[str, str]] = [(r.pair_id, r.perspective) for r in rationales]
+    if recipe.combined:
+        by_pair: dict[str, dict[str, str]] = {}
+        for (pair_id, perspective), text in zip(keys, texts, strict=True):
+            by_pair.setdefault(pair_id, {})[perspective] = text
+        keys += [(pair_id, COMBINED) for pair_id in by_pair]
+        texts += [joined(own) for own in by_pair.values()]
     row_of_text = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     cache = EmbeddingCache(run.path / recipe.cache)
     embedding_ND, embedded = embed_texts(
@@ -122,10 +135,9 @@ def embed_rationales(run: Run, rationales: Sequence[Rationale], encoder: TextEnc
     )
     run.note("embed", rationales=len(texts), texts=len(row_of_text), embedded=embedded, model=encoder.model)
     log.info("embed: %d rationales, %d texts, %d embedded now", len(texts), len(row_of_text), embedded)
-    row_of: dict[tuple[str, str], int] = {
-        (r.pair_id, r.perspective): row_of_text[text] for r, text in zip(rationales, texts, strict=True)
-    }
-    return CotStore(tuple(run.recipe.rationales.perspectives), embedding_ND, row_of, encoder.model)
+    row_of: dict[tuple[str, str], int] = {key: row_of_text[text] for key, text in zip(keys, texts, strict=True)}
+    perspectives = (*run.recipe.rationales.perspectives, *((COMBINED,) if recipe.combined else ()))
+    return CotStore(perspectives, embedding_ND, row_of, encoder.model)
 
 
 def embed_texts(

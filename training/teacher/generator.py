@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from relevance.pairs import Pair
-from training.teacher.rationale_rows import Perspective, Rationale
+from training.rationale_rows import Rationale
+from training.recipe import Perspective
 
 
 class RationaleGenerator(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.teacher.rationale_rows import Perspective
+from training.recipe import Perspective
 
 
 @dataclass(frozen=True, slots=True)

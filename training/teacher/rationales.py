@@ -16,16 +16,26 @@ from tqdm import tqdm
 
 from relevance.errors import InputError
 from relevance.pairs import Pair, parquet_rows, read_pairs
-from training.recipe import Recipe, Split
+from training.marketplace.facts import INTENTS, read_intents
+from training.marketplace.phrases import PHRASES
+from training.rationale_rows import rationale_line
+from training.recipe import Perspective, Recipe, Split
 from training.runs import Run, hash_file, stage_arguments
-from training.teacher.annotator import NAME, ProgrammaticAnnotator
+from training.teacher import annotator, marketplace_annotator
+from training.teacher.annotator import ProgrammaticAnnotator, VisibleAnnotator
 from training.teacher.generator import RationaleGenerator
-from training.teacher.rationale_rows import Perspective, rationale_line
+from training.teacher.marketplace_annotator import MarketplaceAnnotator
 from training.teacher.readings import brand_vocabulary
 from training.words import normalise_query
 
 log = logging.getLogger("relevance.training")
 READINGS = "esci_query_reasoning.parquet"
+_NAMES = {
+    "programmatic": annotator.NAME,
+    "visible": annotator.VISIBLE_NAME,
+    "marketplace": marketplace_annotator.NAME,
+    "marketplace-visible": marketplace_annotator.VISIBLE_NAME,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,17 +47,22 @@ def main(argv: list[str] | None = None) -> int:
     readings = None if recipe.query_readings is None else Path(recipe.query_readings) / READINGS
     if readings is not None and not readings.is_file():
         raise InputError(f"{readings}: expected a file of query readings, found none")
-    files = [*pair_files.values(), *([] if readings is None else [readings])]
+    intents = run.require("data") / INTENTS if recipe.generator.startswith("marketplace") else None
+    if intents is not None and not intents.is_file():
+        raise InputError(f"{intents}: expected the queries of data.source = 'marketplace', found none")
+    files = [*pair_files.values(), *(path for path in (readings, intents) if path is not None)]
+    if intents is not None:
+        files.append(PHRASES)
     inputs = {
         "rationales": recipe.model_dump(mode="json"),
-        "generator": NAME,
+        "generator": _NAMES[recipe.generator],
         "seed": run.recipe.seed,
         "scheme": run.recipe.label_scheme.to_dict(),
         "files": {path.name: hash_file(path) for path in files},
     }
     with run.stage("rationales", inputs, resumable=True) as folder:
         if folder is not None:
-            _write_all(run, folder, pair_files, readings)
+            _write_all(run, folder, pair_files, intents or readings)
     return 0
 
 
@@ -83,23 +98,30 @@ def read_query_readings(path: Path) -> dict[str, str]:
     return {normalise_query(row["query"]): row["reasoning"] for _, row in rows if row["query"] and row["reasoning"]}
 
 
-def make_generator(recipe: Recipe, brand_source: Sequence[Pair], readings: Path | None = None) -> RationaleGenerator:
+def make_generator(recipe: Recipe, brand_source: Sequence[Pair], told: Path | None = None) -> RationaleGenerator:
     """Build the generator a recipe names.
 
-    Args: brand_source: train pairs, whose items teach the annotator brand names.
+    Args: brand_source: train pairs, whose items teach the annotator brand names; told: what is known of queries: the
+        marketplace's intents, or written readings, None for neither.
     """
-    return ProgrammaticAnnotator(
+    kind = recipe.rationales.generator
+    if kind.startswith("marketplace"):
+        intents = {} if told is None else read_intents(told)
+        visible = kind == "marketplace-visible"
+        return MarketplaceAnnotator(intents, seed=recipe.seed, scheme=recipe.label_scheme, visible=visible)
+    programmatic = ProgrammaticAnnotator(
         brands=brand_vocabulary({pair.item.id: pair.item for pair in brand_source}.values()),
         seed=recipe.seed,
         scheme=recipe.label_scheme,
-        query_readings={} if readings is None else read_query_readings(readings),
+        query_readings={} if told is None else read_query_readings(told),
     )
+    return VisibleAnnotator(programmatic) if kind == "visible" else programmatic
 
 
-def _write_all(run: Run, folder: Path, pair_files: dict[Split, Path], readings: Path | None) -> None:
+def _write_all(run: Run, folder: Path, pair_files: dict[Split, Path], told: Path | None) -> None:
     recipe = run.recipe.rationales
     pairs = {split: list(read_pairs(path)) for split, path in pair_files.items()}
-    generator = make_generator(run.recipe, pairs["train"], readings)
+    generator = make_generator(run.recipe, pairs["train"], told)
     for split in recipe.splits:
         path = folder / f"rationales.{split}.jsonl"
         written = write_rationales(path, pairs[split], generator, recipe.perspectives)

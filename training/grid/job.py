@@ -1,0 +1,117 @@
+"""One training or scoring of a grid, in a process of its own: a system and a seed, or a tuning trial.
+
+It writes status.json last, whatever happened, so that a missing one means a killed process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from relevance.errors import CollapseError, RelevanceError
+from relevance.pairs import read_labelled_pairs
+from training.baselines import average, predict_baseline
+from training.grid.systems import SYSTEMS, System
+from training.predictions import predictions_of, read_predictions, write_predictions
+from training.recipe import SPLITS, Recipe
+from training.runs import LEDGER, Run
+from training.student.model import WEIGHTS
+from training.student.predict import selection_figure
+from training.student.train import train
+
+STATUS = "status.json"
+log = logging.getLogger("relevance.training")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one job.
+
+    Returns: 0 also for a diverged training, whose status says so; 1 for one that failed.
+    """
+    parser = argparse.ArgumentParser(prog="python -m training.grid.job", description=__doc__)
+    parser.add_argument("--out", required=True, type=Path, help="folder of the job, with recipe.json in it")
+    parser.add_argument("--shared", required=True, type=Path, help="directory of the grid")
+    parser.add_argument("--system", required=True, choices=sorted(SYSTEMS))
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--config-hash", required=True)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    recipe = Recipe.model_validate_json((arguments.out / "recipe.json").read_bytes())
+    run = Run(recipe, arguments.out, shared=arguments.shared)
+    status: dict[str, Any] = {
+        "system": arguments.system,
+        "seed": arguments.seed,
+        "config_hash": arguments.config_hash,
+    }
+    started = time.monotonic()
+    try:
+        _make_predictions(run, SYSTEMS[arguments.system])
+        status |= {"state": "done", "error": None, **_figures(run)}
+    except CollapseError as error:
+        status |= {"state": "diverged", "error": str(error)}
+    except RelevanceError as error:
+        status |= {"state": "failed", "error": str(error)}
+    status["seconds"] = round(time.monotonic() - started, 1)
+    (arguments.out / STATUS).write_text(json.dumps(status) + "\n", encoding="utf-8")
+    if status["error"]:
+        log.error("%s, seed %d: %s", arguments.system, arguments.seed, status["error"])
+    return int(status["state"] == "failed")
+
+
+def _make_predictions(run: Run, system: System) -> None:
+    """Train, or score, and write the predictions of dev, cal and test into the run's student folder."""
+    if system.kind == "student":
+        train(run)
+        return
+    folder = run.path / "student"
+    folder.mkdir(exist_ok=True)
+    scheme = run.recipe.label_scheme
+    if system.kind == "annotated":
+        name = "predictions" if system.name == "teacher" else system.name
+        source = run.require("annotate")
+        for split in SPLITS[1:]:
+            write_predictions(
+                folder / f"predictions.{split}.parquet", read_predictions(source / f"{name}.{split}.parquet")
+            )
+        return
+    if system.kind == "average":
+        seed = run.path.name
+        logits = average([run.path.parents[1] / member / seed / "student" for member in system.members])
+    else:
+        logits = predict_baseline(system.name, run)
+    for split in SPLITS[1:]:
+        pairs = read_labelled_pairs(run.require("data") / f"pairs.{split}.parquet", scheme)
+        write_predictions(folder / f"predictions.{split}.parquet", predictions_of(pairs, logits[split], scheme))
+
+
+def _figures(run: Run) -> dict[str, float | int | None]:
+    """Give the dev figure, and of a student its training speed and its number of parameters."""
+    dev = read_predictions(run.path / "student" / "predictions.dev.parquet")
+    dev = dev.rows(~dev.exact_only)
+    figure = selection_figure(dev.label, dev.logits_NK, run.recipe.label_scheme)
+    weights = run.path / "student" / WEIGHTS
+    if not weights.is_file():
+        return {"dev": round(figure, 5), "pairs_per_second": None, "parameters": None}
+    with safe_open(weights, framework="np") as file:
+        parameters = sum(int(torch.Size(file.get_slice(name).get_shape()).numel()) for name in file.keys())  # noqa: SIM118
+    notes = [json.loads(line) for line in (run.path / LEDGER).read_text(encoding="utf-8").splitlines()]
+    speeds = sorted(note["pairs_per_second"] for note in notes if "pairs_per_second" in note)
+    return {
+        "dev": round(figure, 5),
+        "pairs_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "parameters": parameters,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

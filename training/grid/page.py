@@ -1,0 +1,161 @@
+"""Report of a grid: OUT/report/{results.json, report.html, table.md}; the page fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from markupsafe import Markup
+
+from relevance.errors import RunError
+from training.evaluate import TEST_READS
+from training.grid import charts
+from training.grid.fits import FITS, grid_files
+from training.grid.results import grid_results
+from training.grid.table import COLUMNS, FAMILIES, markdown, p_value, signed
+from training.runs import Run, commit, hash_file, log
+
+RESULTS = "results.json"
+PAGE = "report.html"
+TABLE = "table.md"
+_TEMPLATES = Path(__file__).parents[1] / "templates"
+_TEMPLATE = "grid.html.j2"
+_GROUPS = {
+    "baseline": "baselines",
+    "rival": "rivals",
+    "ours": "latent reasoning distillation",
+    "ablation": "ablations",
+    "control": "controls",
+    "ensemble": "ensembles",
+    "ceiling": "ceilings, which see what no student sees",
+}
+
+
+def is_grid(run: Run) -> bool:
+    """Say whether the run directory is a grid's."""
+    return (run.path / FITS).is_dir()
+
+
+def report_grid(run: Run) -> None:
+    """Write the grid's report; the reading of the test split is noted as `relevance evaluate` does.
+
+    Raises: RunError, InputError: as `grid_results`.
+    """
+    inputs = {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "template": hash_file(_TEMPLATES / _TEMPLATE),
+        "files": {str(path.relative_to(run.path)): hash_file(path) for path in grid_files(run)},
+    }
+    with run.stage("report", inputs) as folder:
+        if folder is None:
+            return
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "grid": run.recipe.name}
+        with (run.path / TEST_READS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        results = grid_results(run)
+        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        (folder / RESULTS).write_text(text, encoding="utf-8")
+        (folder / PAGE).write_text(render_grid(results), encoding="utf-8")
+        (folder / TABLE).write_text(markdown(results), encoding="utf-8")
+        log.info("report: %s", folder / PAGE)
+
+
+def render_grid(results: Mapping[str, Any]) -> str:
+    """Give the page of a grid's results.
+
+    Raises: RunError: if the results lack a figure that the page shows.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "figure": _figure, "interval": _interval, "spread": _spread, "signed": signed, "share": _share,
+        "seconds": _seconds, "p_value": p_value,
+    }  # fmt: skip
+    try:
+        finished = [system for system in results["systems"] if system["figures"] is not None]
+        run_rows = {family: [r for r in rows if r["figures"]] for family, rows in results["differences"].items()}
+        drawings = {
+            "forests": {
+                family: Markup(charts.forest(rows, FAMILIES[family])) for family, rows in run_rows.items() if rows
+            },
+            "class_f1": Markup(charts.class_f1(finished, results["classes"], results["titles"])),
+            "seed_spread": Markup(charts.seed_spread([r for r in results["runs"] if r["macro_f1"] is not None])),
+        }
+        page = environment.get_template(_TEMPLATE)
+        return page.render(
+            results=results, charts=drawings, columns=COLUMNS, families=FAMILIES, groups=_GROUPS,
+            summary=summary(results), throughput=throughput(results), tuning=_rows(results["tuning"]),
+            machine=_rows(results["grid"]["machine"]), allowances=_rows(results["grid"]["allowances"]),
+        )  # fmt: skip
+    except (KeyError, UndefinedError) as error:
+        raise RunError(
+            f"{RESULTS}: expected the figures of this version ({error}); run `relevance report` again"
+        ) from error
+
+
+def summary(results: Mapping[str, Any]) -> list[str]:
+    """Give the outcome in sentences: counts of verdicts by family, and what is missing."""
+    lines = []
+    for family, rows in results["differences"].items():
+        words = [row["verdict"].split(" (")[0] for row in rows]
+        counts = [
+            f"{words.count(word)} {word}" for word in ("ahead", "behind", "undecided", "not run") if word in words
+        ]
+        lines.append(f"{FAMILIES[family]}: {', '.join(counts)}, of {len(rows)}.")
+    states = [run["state"] for run in results["runs"]]
+    counts = [f"{states.count(s)} {s}" for s in ("done", "diverged", "failed", "not run") if s in states]
+    return [*lines, f"Runs: {', '.join(counts)}."]
+
+
+def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give each system's mean training time and speed, and its speed as a multiple of plain BERT's."""
+    rows = []
+    for system in results["systems"]:
+        runs = [r for r in results["runs"] if r["system"] == system["name"] and r["state"] == "done"]
+        means = {key: _mean([r[key] for r in runs]) for key in ("seconds", "pairs_per_second", "parameters")}
+        rows.append({"name": system["name"], "title": system["title"], **means})
+    bert = next((row["pairs_per_second"] for row in rows if row["name"] == "bert"), None)
+    for row in rows:
+        speed = row["pairs_per_second"]
+        row["of_bert"] = speed / bert if bert and speed is not None else None
+    return rows
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rows(value: Any) -> list[dict[str, Any]] | None:  # noqa: ANN401 - any JSON value
+    """Give rows for a table: those of a list of objects, or one name and value each of an object."""
+    if not value:
+        return None
+    rows = value if isinstance(value, list) else [{"name": key, "value": each} for key, each in value.items()]
+    return [{key: json.dumps(v) if isinstance(v, dict | list) else v for key, v in row.items()} for row in rows]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(figure: Mapping[str, float | None]) -> str:
+    if figure["low"] is None or figure["high"] is None:
+        return _figure(figure["value"])
+    return f"{_figure(figure['value'])} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def _spread(figure: Mapping[str, float | None]) -> str:
+    return _figure(figure["value"]) + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"

@@ -1,0 +1,232 @@
+"""Command `grid`: systems × seeds on shared pairs, one process a device, resumable, with a ledger and an ETA.
+
+OUT/{data,rationales,embed,annotate,visible} are made once; OUT/fits/SYSTEM/seed_S/ is a run of its own;
+OUT/tuning/SYSTEM/trial_T/ are the trials of `--tune`. A second call goes on where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relevance import cli
+from relevance.errors import RunError
+from training.grid.equal_budget import Allowance, check_budget, choose_tuned
+from training.grid.jobs import Job, run_jobs
+from training.grid.systems import LSA, SYSTEMS, System, overridden, systems_of
+from training.leakage import check_embeddings, check_rationales
+from training.recipe import RECIPES, Recipe
+from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
+
+TUNING_SEED = 1000
+"""Seed of every trial, none of a grid's own."""
+VISIBLE = "visible"
+LSA_WIDTH = 384
+ALLOWANCES = {
+    "privileged_input": {
+        "template": "reads the hidden fields: what a shop that has them would ship",
+        "max_pair_tokens": "room for the hidden fields",
+    },
+    **{
+        name: {
+            "student.fit.epochs": "the paper's own schedule, beside the tuned one",
+            "student.fit.batch_size": "the paper's own schedule, beside the tuned one",
+        }
+        for name in ("bert_paper", "lrkd_gat_paper", "lrkd_no_guidance_paper")
+    },
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the grid, or its tuning.
+
+    Returns: 0 when every asked-for fit is done or diverged, 1 when one failed.
+    Raises: RecipeError: as `systems_of`, `check_budget` and `choose_tuned`.
+    """
+    parser = argparse.ArgumentParser(prog="relevance grid", description=__doc__)
+    parser.add_argument("name", metavar="RECIPE", help="name of a shipped recipe, or a TOML file")
+    parser.add_argument("--out", required=True, type=Path, help="directory of the grid")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
+    parser.add_argument("--systems", type=_names, default=(), help="only these, comma-separated")
+    parser.add_argument("--seeds", type=_names, default=(), help="only these, comma-separated")
+    parser.add_argument("--tune", action="store_true", help="run the tuning trials and write OUT/tuning.jsonl")
+    arguments = parser.parse_args(argv)
+    common = ["--recipe", arguments.name, "--out", str(arguments.out)]
+    common += [part for override in arguments.set for part in ("--set", override)]
+    run = stage_arguments(common, "grid", __doc__)
+    systems = systems_of(run.recipe, arguments.systems)
+    seeds = tuple(map(int, arguments.seeds)) or run.recipe.grid.seeds
+    signal.signal(signal.SIGTERM, _interrupt)
+    everything = systems_of(run.recipe)
+    tuned = {} if arguments.tune else _tuned(run.recipe, everything)
+    allowances = _check_budget(everything, tuned)
+    checks = _shared_stages(run, common, everything)
+    if arguments.tune:
+        return _tune(run, systems)
+    jobs = [job for s in everything for job in _jobs_of(run, s, run.recipe.grid.seeds, tuned.get(s.name, {}))]
+    chosen = [job for s in systems for job in _jobs_of(run, s, seeds, tuned.get(s.name, {}))]
+    content = {
+        "recipe": run.recipe.name,
+        "config_hash": hash_json(run.recipe.model_dump(mode="json")),
+        "commit": commit(),
+        "machine": _machine(),
+        "systems": [{k: getattr(s, k) for k in ("name", "title", "group", "paper")} for s in everything],
+        "tuning": tuned,
+        "checks": checks,
+        "allowances": {f"{a.system}: {a.key} = {a.value}": a.reason for a in allowances},
+        "config_hashes": {f"{job.system.name}/{job.folder.name}": job.config_hash for job in jobs},
+    }
+    (run.path / "grid.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return run_jobs(run, chosen)
+
+
+def _interrupt(*_: object) -> None:
+    """End as Ctrl-C would, so that no training is left behind."""
+    raise KeyboardInterrupt
+
+
+def _machine() -> dict[str, object]:
+    """Name what this runs on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": ", ".join(gpus) or "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _tuned(recipe: Recipe, systems: list[System]) -> dict[str, dict[str, object]]:
+    """Give each system the best trial of the committed ledger: its own, or that of the system it is held against."""
+    if recipe.grid.tuning is None:
+        return {}
+    sources = [system.name if system.search else system.tuned_as for system in systems]
+    searched = sorted({name for name in sources if name is not None})
+    best = choose_tuned(RECIPES / recipe.grid.tuning, searched, recipe.grid.trials)
+    tuned = {}
+    for system, source in zip(systems, sources, strict=True):
+        if source is not None:
+            own = system.overrides if system.group == "sweep" else {}
+            tuned[system.name] = {key: value for key, value in best[source].items() if key not in own}
+    return tuned
+
+
+def _check_budget(systems: list[System], tuned: dict[str, dict[str, object]]) -> tuple[Allowance, ...]:
+    """Refuse a system with another budget or input than the others; give the differences that have a reason."""
+    students = [system for system in systems if system.kind == "student"]
+    overrides = {system.name: {**system.overrides, **tuned.get(system.name, {})} for system in students}
+    return check_budget(overrides, _allowances(students))
+
+
+def _allowances(systems: list[System]) -> dict[str, dict[str, str]]:
+    names = {system.name for system in systems}
+    lengths = {
+        system.name: {"max_pair_tokens": "the point of the sweep"}
+        for system in systems
+        if system.group == "sweep" and "max_pair_tokens" in system.overrides
+    }
+    return {name: reasons for name, reasons in (ALLOWANCES | lengths).items() if name in names}
+
+
+def _shared_stages(run: Run, common: list[str], systems: list[System]) -> dict[str, Any]:
+    """Run the stages that all fits share, and check them for leaks.
+
+    Returns: the figures of the checks.
+    Raises: RunError: if a stage fails.
+    """
+    for stage in run.recipe.stages:
+        _stage([stage, *common])
+    checks: dict[str, Any] = {}
+    if run.finished("rationales"):
+        checks["rationales"] = check_rationales(run)
+    if run.finished("embed"):
+        checks["embeddings"] = check_embeddings(run)
+    names = {system.name for system in systems}
+    if "lrkd_visible" in names:
+        world = run.recipe.rationales.generator.startswith("marketplace")
+        generator = "marketplace-visible" if world else "visible"
+        _other_embeddings(run, common, VISIBLE, ["rationales", "embed"], f"rationales.generator={generator}")
+    if f"sweep_encoder_{LSA}" in names:
+        _other_embeddings(run, common, LSA, ["embed"], f"embed.model=lsa:{LSA_WIDTH}")
+    return checks
+
+
+def _other_embeddings(run: Run, common: list[str], name: str, stages: list[str], override: str) -> None:
+    """Make embeddings of another kind from the same pairs, in a folder beside the shared stages."""
+    folder = run.path / name
+    folder.mkdir(exist_ok=True)
+    for stage in {"data", "rationales"} - set(stages):
+        if not (folder / stage).is_symlink():
+            (folder / stage).symlink_to(Path("..") / stage, target_is_directory=True)
+    cache = (run.path / run.recipe.embed.cache).resolve()
+    options = ["--set", override, "--set", "embed.splits=['train']", "--set", f"embed.cache={cache}"]
+    if "rationales" in stages:
+        options += ["--set", "rationales.splits=['train']"]
+    for stage in stages:
+        _stage([stage, *common[:2], "--out", str(folder), *common[4:], *options])
+
+
+def _stage(arguments: list[str]) -> None:
+    if cli.main(arguments) != 0:
+        raise RunError(f"grid: expected stage {arguments[0]!r} to finish; it failed, see above")
+
+
+def _jobs_of(run: Run, system: System, seeds: tuple[int, ...], tuned: dict[str, object]) -> list[Job]:
+    """Give a system's jobs: one a seed, or a single one where nothing is random."""
+    if system.kind in {"baseline", "annotated"}:
+        seeds = (0,)
+    jobs = []
+    for seed in seeds:
+        recipe = overridden(run.recipe, {**system.overrides, **tuned, "student.seeds": [seed], "seed": seed})
+        jobs.append(_job(run, system, seed, recipe, run.path / "fits" / system.name / f"seed_{seed}"))
+    return jobs
+
+
+def _job(run: Run, system: System, seed: int, recipe: Recipe, folder: Path) -> Job:
+    """Give a job with the hash of all that decides its result."""
+    content = recipe.model_dump(mode="json", exclude={"grid", "stages", "name"})
+    shared = {
+        stage: json.loads((run.path / stage / DONE).read_text())["inputs"]
+        for stage in (*run.recipe.stages, f"{VISIBLE}/embed", f"{LSA}/embed")
+        if (run.path / stage / DONE).is_file()
+    }
+    members = [SYSTEMS[name].name for name in system.members]
+    return Job(system, seed, recipe, folder, hash_json([content, shared, members]))
+
+
+def _tune(run: Run, systems: list[System]) -> int:
+    """Run every trial of every searched system on the same queries and seed; write the tuning ledger."""
+    jobs, rows = [], []
+    for system in systems:
+        for number, trial in enumerate(system.search):
+            common: dict[str, Any] = {"student.seeds": [TUNING_SEED], "seed": TUNING_SEED}
+            common["student.max_queries"] = run.recipe.grid.tuning_queries
+            common["student.predicted"] = ["dev"]
+            recipe = overridden(run.recipe, {**system.overrides, **trial, **common})
+            job = _job(run, system, TUNING_SEED, recipe, run.path / "tuning" / system.name / f"trial_{number}")
+            jobs.append(job)
+            rows.append({"system": system.name, "trial": number, "overrides": dict(trial)})
+    failed = run_jobs(run, jobs)
+    lines = []
+    for job, row in zip(jobs, rows, strict=True):
+        status = job.status()
+        if status is not None and status["state"] in {"done", "diverged"}:
+            lines.append(json.dumps({**row, "dev": status.get("dev"), "config_hash": job.config_hash}) + "\n")
+    (run.path / "tuning.jsonl").write_text("".join(lines), encoding="utf-8")
+    log.info("grid: %d of %d trials → %s", len(lines), len(jobs), run.path / "tuning.jsonl")
+    return failed

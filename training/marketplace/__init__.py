@@ -1,0 +1,1 @@
+"""What the synthetic marketplace's data and its teachers share: its words, its facts and its rules of relevance."""

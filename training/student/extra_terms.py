@@ -1,0 +1,109 @@
+"""Which training-only terms a recipe asks for, built from the run's rationales, evidence and embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from relevance.errors import RunError
+from relevance.tokenization import PairTokenizer
+from training.cot_store import CotStore
+from training.rationale_rows import Evidence, read_rationales
+from training.runs import Run
+from training.student.batches import TrainingSet
+from training.student.ced_kd import RationaleDecoder, RationaleTokens
+from training.student.crsd import CrsdTerm, SecondView
+from training.student.guidance import CotInputs, GuidanceTerm, guidance_targets, reduced_by_pca
+from training.student.mkd import EvidenceTags, MkdTerm
+from training.student.model import Student
+from training.student.terms import SideInputs, Term
+from training.student_recipe import StudentRecipe
+
+RATIONALES = "rationales.train.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraTerms:
+    """Terms, and what they read beside the tokens."""
+
+    terms: tuple[Term, ...] = ()
+    side: tuple[SideInputs, ...] = ()
+
+
+def needs_rationales(recipe: StudentRecipe) -> bool:
+    """Say whether a student reads the text or the evidence of rationales, and not just their embeddings."""
+    return bool(recipe.rationale_terms)
+
+
+def make_terms(
+    run: Run,
+    student: Student,
+    data: TrainingSet,
+    tokenizer: PairTokenizer,
+    *,
+    class_weight_K: NDArray[np.float32] | None,
+    seed: int,
+) -> ExtraTerms:
+    """Build the terms of a fine-tuning.
+
+    Args: data: the training pairs, those without a label included; seed: of the controls' targets.
+    Raises: RunError: if rationales or embeddings that the recipe asks for were not made, or miss every pair.
+    """
+    recipe, template = run.recipe.student, run.recipe.template
+    terms: list[Term] = []
+    side: list[SideInputs] = []
+    if recipe.guidance_weight > 0 and recipe.extractor.kind != "none":
+        store = _targets(run, student, data, seed)
+        terms.append(GuidanceTerm(student, recipe.guidance_weight, recipe.guidance, store.width))
+        side.append(CotInputs(data.pairs, store))
+    if needs_rationales(recipe):
+        texts, evidence = _rationales(run, data)
+        if "ced_kd" in recipe.rationale_terms:
+            ids = {"bos": tokenizer.cls_id, "eos": tokenizer.sep_id, "pad": tokenizer.pad_id}
+            terms.append(RationaleDecoder(student, recipe.ced_kd, **ids))
+            side.append(RationaleTokens(data.pairs, texts, tokenizer, recipe.ced_kd.max_tokens))
+        if "mkd" in recipe.rationale_terms:
+            terms.append(MkdTerm(student, recipe.mkd))
+            side.append(EvidenceTags(data.pairs, evidence, template, tokenizer))
+        if "crsd" in recipe.rationale_terms:
+            weight_K = None if class_weight_K is None else torch.from_numpy(class_weight_K)
+            terms.append(CrsdTerm(student, recipe.crsd, weight_K))
+            side.append(SecondView(data.pairs, texts, template, tokenizer, recipe.crsd.max_tokens))
+    return ExtraTerms(tuple(terms), tuple(side))
+
+
+def _targets(run: Run, student: Student, data: TrainingSet, seed: int) -> CotStore:
+    recipe = run.recipe.student.guidance
+    if not run.finished(recipe.store):
+        raise RunError(
+            "expected CoT embeddings for guidance; run `relevance rationales` and `relevance embed` first, or set "
+            "student.guidance_weight=0"
+        )
+    store = CotStore.load(run.folder(recipe.store))
+    store = guidance_targets(store, recipe, [pair.pair_id for pair in data.pairs], data.label_N, seed)
+    if not store.row_of:
+        raise RunError(f"{run.folder(recipe.store)}: expected embeddings of the training pairs, found none of theirs")
+    if recipe.pca and student.extractor is not None:
+        return reduced_by_pca(store, student.extractor.latent_width)
+    return store
+
+
+def _rationales(run: Run, data: TrainingSet) -> tuple[dict[str, dict[str, str]], dict[str, list[Evidence]]]:
+    """Give the texts by pair and perspective, and the evidence by pair.
+
+    Raises: RunError: if the stage has not run, or wrote nothing on the training pairs.
+    """
+    texts: dict[str, dict[str, str]] = {}
+    evidence: dict[str, list[Evidence]] = {}
+    known = {pair.pair_id for pair in data.pairs}
+    path = run.require("rationales") / RATIONALES
+    for rationale in read_rationales(path):
+        if rationale.pair_id in known:
+            texts.setdefault(rationale.pair_id, {})[rationale.perspective] = rationale.rationale
+            evidence.setdefault(rationale.pair_id, []).extend(rationale.evidence)
+    if not texts:
+        raise RunError(f"{path}: expected rationales of the training pairs, found none of theirs")
+    return texts, evidence

@@ -1,0 +1,155 @@
+"""Guidance of the latent by CoT embeddings (arXiv:2601.21611, eq. 8), and the targets of its controls; training only.
+
+Suffixes: N rows, B pairs, P perspectives, R latent width, D width of a CoT embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from relevance.errors import RecipeError
+from relevance.pairs import Pair
+from relevance.tokenization import PairBatch
+from training.cot_store import CotStore
+from training.recipe import PERSPECTIVES
+from training.student.batches import Batch
+from training.student.losses import alike, cosine_guidance_loss, guidance_loss, info_nce_guidance_loss
+from training.student.model import Student, StudentOutput
+from training.student.terms import Term
+from training.student_recipe import GuidanceRecipe
+
+EMBEDDING, PRESENT = "cot_embedding", "cot_present"
+
+
+class CotInputs:
+    """The CoT embeddings of each pair and perspective, zeros where there is none, and which are there."""
+
+    def __init__(self, pairs: Sequence[Pair], store: CotStore) -> None:
+        self._pair_ids = [pair.pair_id for pair in pairs]
+        self._store = store
+
+    def arrays(self, chosen_B: NDArray[np.int64], ids: PairBatch) -> dict[str, NDArray[np.generic]]:
+        """Give float32 of shape (B, P, D) and bool of shape (B, P)."""
+        embedding_BPD, present_BP = self._store.lookup([self._pair_ids[i] for i in chosen_B])
+        return {EMBEDDING: embedding_BPD, PRESENT: present_BP}
+
+
+class GuidanceProjection(nn.Module):
+    """The training-only map P from the latent to the space of the CoT embeddings; never exported.
+
+    The identity when both widths agree and no map is needed (the paper's eq. 8), else linear without bias.
+    """
+
+    def __init__(self, latent_width: int, embedding_width: int) -> None:
+        super().__init__()
+        self.map: nn.Module = (
+            nn.Identity() if latent_width == embedding_width else nn.Linear(latent_width, embedding_width, bias=False)
+        )
+
+    def forward(self, latent_BR: Tensor) -> Tensor:
+        """Give P r, of shape (B, D), or (B, P, D) for the latents of perspectives."""
+        projected: Tensor = self.map(latent_BR)
+        return projected
+
+
+class GuidanceTerm(Term):
+    """λ times the distance between P r and e; with slots each perspective's latent has its own target.
+
+    Args: student: has an extractor; weight: λ; recipe: form of the distance; embedding_width: D.
+    """
+
+    def __init__(self, student: Student, weight: float, recipe: GuidanceRecipe, embedding_width: int) -> None:
+        super().__init__()
+        if student.extractor is None:
+            raise RecipeError("student.guidance_weight: expected an extractor to guide, found student.extractor 'none'")
+        self.name, self.weight = "guidance", weight
+        self._recipe = recipe
+        self.projection = GuidanceProjection(student.extractor.latent_width, embedding_width)
+
+    def forward(self, student: Student, output: StudentOutput, batch: Batch) -> Tensor:
+        """Give the mean distance over the (pair, perspective) entries that have an embedding."""
+        latent = output.latent_BR if output.slots_BPR is None else output.slots_BPR
+        projected = self.projection(latent).float()
+        target = (batch.side[EMBEDDING], batch.side[PRESENT])
+        if self._recipe.loss == "mse":
+            return guidance_loss(projected, *target)
+        if self._recipe.loss == "cosine":
+            return cosine_guidance_loss(projected, *target)
+        alike_BB = alike(batch.query_B, batch.label_B)
+        return info_nce_guidance_loss(projected, *target, alike_BB, self._recipe.temperature)
+
+
+def guidance_targets(
+    store: CotStore, recipe: GuidanceRecipe, pair_ids: Sequence[str], label_N: NDArray[np.int64], seed: int
+) -> CotStore:
+    """Give what the latent is to be near: the chosen perspectives' embeddings, or a control without reasoning in it.
+
+    Controls keep the pairs that have an embedding, λ and every parameter: `shuffled` hands each pair the embeddings of
+    another one of its class, `constant` gives all pairs the mean, `random` gives each pair a random unit vector, and
+    `one_hot` the unit vector of its label.
+
+    Args: pair_ids, label_N: of the training pairs, whose embeddings alone are used.
+    Raises: RecipeError: if a perspective was not embedded.
+    """
+    wanted = recipe.perspectives or tuple(p for p in store.perspectives if p in PERSPECTIVES)
+    unknown = set(wanted) - set(store.perspectives)
+    if unknown:
+        raise RecipeError(
+            f"student.guidance.perspectives: expected some of {store.perspectives}, found {sorted(unknown)}"
+        )
+    rows = {key: store.row_of[key] for i in pair_ids for p in wanted if (key := (i, p)) in store.row_of}
+    label_of = dict(zip(pair_ids, label_N.tolist(), strict=True))
+    rng = np.random.default_rng([seed, 29])
+    if recipe.target == "cot":
+        return CotStore(wanted, store.embedding_ND, rows, store.model)
+    if recipe.target == "shuffled":
+        return CotStore(wanted, store.embedding_ND, _shuffled(rows, label_of, rng), store.model)
+    if recipe.target == "constant":
+        mean_PD = [store.embedding_ND[[row for (_, q), row in rows.items() if q == p]].mean(axis=0) for p in wanted]
+        return CotStore(
+            wanted, np.stack(mean_PD), {key: wanted.index(key[1]) for key in rows}, f"{store.model}#constant"
+        )
+    if recipe.target == "random":
+        drawn_ND = rng.standard_normal((len(rows), store.width)).astype(np.float32)
+        drawn_ND /= np.linalg.norm(drawn_ND, axis=1, keepdims=True)
+        return CotStore(wanted, drawn_ND, {key: i for i, key in enumerate(rows)}, f"{store.model}#random")
+    labels_KD = np.eye(int(label_N.max()) + 1, store.width, dtype=np.float32)
+    return CotStore(wanted, labels_KD, {key: label_of[key[0]] for key in rows}, f"{store.model}#one-hot")
+
+
+def _shuffled(
+    rows: dict[tuple[str, str], int], label_of: dict[str, int], rng: np.random.Generator
+) -> dict[tuple[str, str], int]:
+    """Permute rows among the pairs of one class, each perspective by itself."""
+    groups: dict[tuple[int, str], list[tuple[str, str]]] = {}
+    for pair_id, perspective in rows:
+        groups.setdefault((label_of[pair_id], perspective), []).append((pair_id, perspective))
+    shuffled: dict[tuple[str, str], int] = {}
+    for keys in groups.values():
+        taken = rng.permutation([rows[key] for key in keys])
+        shuffled |= {key: int(row) for key, row in zip(keys, taken, strict=True)}
+    return shuffled
+
+
+def reduced_by_pca(store: CotStore, width: int) -> CotStore:
+    """Give embeddings projected to the latent's width by a PCA of their own, so that P needs no parameters.
+
+    Raises: RecipeError: if there are fewer distinct embeddings, or narrower ones, than `width`.
+    """
+    used = sorted(set(store.row_of.values()))
+    if store.width < width or len(used) < width:
+        raise RecipeError(
+            f"student.guidance.pca: expected embeddings of at least {width} dimensions and as many of them, found "
+            f"{len(used)} of {store.width}"
+        )
+    mean_D = store.embedding_ND[used].mean(axis=0)
+    centred_ND = store.embedding_ND - mean_D
+    covariance_DD = np.cov(centred_ND[used], rowvar=False)
+    components_DR = np.linalg.eigh(covariance_DD)[1][:, ::-1][:, :width]
+    return CotStore(
+        store.perspectives, (centred_ND @ components_DR).astype(np.float32), store.row_of, f"{store.model}#pca{width}"
+    )

@@ -1,0 +1,363 @@
+"""Study `probing`: does the latent hold words of the rationales that neither the input nor the label gives away?
+
+The study of arXiv:2601.21611, section 4.5.4, with the controls it lacks: what the label alone foretells, other states
+of the same student, an extractor that was never trained, a student without one, and one whose targets were shuffled.
+It reads a grid's fits of `grid.ours`, `bert` and `lrkd_shuffled`; nothing is trained but the probes.
+
+Suffixes: N pairs, M pairs that a keyword leaves, K classes, R width of a latent, E kinds of evidence, J folds,
+D states' width, or draws of queries.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from relevance.calibration import softmax
+from relevance.errors import InputError, RunError
+from relevance.pairs import LabelledPair, read_labelled_pairs
+from training.evaluate import TEST_READS
+from training.grid.fits import FITS
+from training.grid.statistics import draw_queries
+from training.multiplicity import holm
+from training.rationale_rows import read_rationales
+from training.runs import DONE, Run, commit, hash_file, log
+from training.student.model import WEIGHTS, load_student
+from training.studies.probes import (
+    Keyword,
+    KeywordRules,
+    control_labels,
+    corrected_t_test,
+    drawn_f1,
+    f1,
+    find_keywords,
+    probe,
+    probe_auc,
+    trainable,
+)
+from training.studies.probing_page import draw_deltas, table
+from training.studies.states import collect_states, random_projection, with_fresh_extractor
+from training.studies.study_run import study_parser, study_run, write_study
+from training.teacher.label_words import strip_verdict
+from training.words import stems
+
+NAME = "probing"
+PLOT = "delta.svg"
+PLAIN, SHUFFLED = "bert", "lrkd_shuffled"
+LATENT, LABEL = "latent", "label"
+REPRESENTATIONS: dict[str, str] = {
+    LATENT: "latent r",
+    "cls": "[CLS] of the same student",
+    "mean": "mean token state of the same student",
+    "projection": "random projection of that mean",
+    "untrained": "r of an untrained extractor on the same encoder",
+    "shuffled": "r under rationales shuffled within a class",
+    "plain_cls": "[CLS] of the plain cross-encoder",
+    "answer": "the same student's class probabilities",
+    LABEL: "the label alone",
+}
+"""Name → title; all but the first are what the latent is held against."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedFit:
+    """The student folders of one seed: the system under study, the plain cross-encoder, and shuffled targets."""
+
+    seed: int
+    ours: Path
+    plain: Path
+    shuffled: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProbingSettings:
+    """Sizes of the study.
+
+    Args: rules: which words are probed, in how many folds; draws: of the query bootstrap; level: of Holm's test.
+    """
+
+    rules: KeywordRules = field(default_factory=KeywordRules)
+    draws: int = 2000
+    level: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Probes of one representation for one keyword, mean over seeds; control: F1 on labels without meaning, or nan."""
+
+    f1: float
+    f1_J: NDArray[np.float64]
+    auc: float
+    drawn_D: NDArray[np.float64]
+    control: float
+
+
+def main(argv: list[str]) -> int:
+    """Run the study on a grid; `--fit SYSTEM/seed_S` probes that fit alone.
+
+    Raises: as `study_probing` and `grid_fits`.
+    """
+    arguments = study_parser(NAME, __doc__).parse_args(argv)
+    run = study_run(arguments)
+    fits = grid_fits(run, arguments.fit)
+    split = run.recipe.evaluate.split
+    files = {
+        "pairs": hash_file(run.require("data") / f"pairs.{split}.parquet"),
+        "rationales": hash_file(run.require("rationales") / f"rationales.{split}.jsonl"),
+        "fits": {f"{f.seed}": [hash_file(p / WEIGHTS) for p in (f.ours, f.plain, f.shuffled)] for f in fits},
+    }
+    inputs = {"seed": run.recipe.seed, "strip": run.recipe.embed.strip_label_words, "files": files}
+    with run.stage(f"studies/{NAME}", inputs) as folder:
+        if folder is not None:
+            _note_test_read(run, split, files)
+            result = study_probing(run, fits)
+            write_study(folder, result, table(result))
+            (folder / PLOT).write_text(draw_deltas(result), encoding="utf-8")
+    return 0
+
+
+def grid_fits(run: Run, fit: str | None = None) -> list[ProbedFit]:
+    """Find the seeds for which the system under study and both of its controls have finished.
+
+    Args: run: of a grid, or of one of its fits; fit: `SYSTEM/seed_S`, None for every seed of the recipe's `grid.ours`.
+    Raises: RunError: if there is no such seed.
+    """
+    folder = (run.shared or run.path) / FITS
+    ours, _, seed = (fit or f"{run.recipe.grid.ours}/seed_*").partition("/")
+    found = []
+    for path in sorted((folder / ours).glob(f"{seed}/student"), key=lambda p: (len(p.parent.name), p.parent.name)):
+        plain, shuffled = (folder / name / path.parent.name / "student" for name in (PLAIN, SHUFFLED))
+        if all((p / DONE).is_file() for p in (path, plain, shuffled)):
+            found.append(ProbedFit(int(path.parent.name.removeprefix("seed_")), path, plain, shuffled))
+    if not found:
+        raise RunError(
+            f"{folder}: expected finished students of {ours}, {PLAIN} and {SHUFFLED} from one seed, found none; "
+            "run `relevance grid` with these systems first"
+        )
+    return found
+
+
+def study_probing(run: Run, fits: Sequence[ProbedFit], settings: ProbingSettings | None = None) -> dict[str, Any]:
+    """Probe every representation for every keyword and compare the latent with each of the others.
+
+    F1 is of pooled out-of-fold answers; its intervals draw whole queries and keep the fitted probes. The p-values are
+    Nadeau and Bengio's corrected t-test over folds, corrected by Holm over all keywords and comparisons at once.
+
+    Args: fits: one a seed; figures are means over them; settings: None for the defaults.
+    Returns: plain data: settings, keywords, representations and comparisons.
+    Raises: InputError: if pairs lack rationales or no keyword is left to probe; RunError: if a student cannot be read
+        or has no extractor.
+    """
+    settings = settings or ProbingSettings()
+    labelled, texts, evidence_NE = _pairs_with_rationales(run)
+    template = run.recipe.template
+    visible = [f"{template.query_text(p.pair.query.text)} {template.item_text(p.pair.item)}" for p in labelled]
+    query_N = np.array([p.pair.query.id for p in labelled], dtype=np.str_)
+    keywords = find_keywords(texts, visible, query_N.tolist(), evidence_NE, rules=settings.rules)
+    log.info("probing: %d pairs, keywords: %s", len(labelled), ", ".join(keyword.word for keyword in keywords))
+    states = [representations(run, fit, labelled) for fit in fits]
+    heads = [(stems(p.pair.query.text) or [""])[-1] for p in labelled]
+    return {
+        "study": NAME,
+        "system": fits[0].ours.parent.parent.name,
+        "seeds": [fit.seed for fit in fits],
+        "n_pairs": len(labelled),
+        "n_queries": len(np.unique(query_N)),
+        "folds": settings.rules.folds,
+        "rules": asdict(settings.rules),
+        "level": settings.level,
+        "titles": REPRESENTATIONS,
+        **compare(states, keywords, query_N, np.array(heads, dtype=np.str_), settings=settings, seed=run.recipe.seed),
+    }
+
+
+def compare(
+    states: Sequence[Mapping[str, NDArray[np.float32]]],
+    keywords: Sequence[Keyword],
+    query_N: NDArray[np.str_],
+    types_N: NDArray[np.str_],
+    *,
+    settings: ProbingSettings,
+    seed: int,
+) -> dict[str, Any]:
+    """Probe representations for keywords and give keywords, representations and comparisons as plain data.
+
+    Args: states: of each seed: (N, width) by the names of `REPRESENTATIONS`; keywords: as `find_keywords` found them;
+        query_N: each pair's query; types_N: a word type of it, which the control task labels at random; seed: of the
+        draws and of the control task.
+    """
+    queries, place_N = np.unique(query_N, return_inverse=True)
+    drawn_DQ = draw_queries(len(queries), settings.draws, seed).astype(np.float64)
+    measured: list[dict[str, _Measured]] = []
+    for number, keyword in enumerate(tqdm(keywords, unit="keyword", desc="probing")):
+        rng = np.random.default_rng([seed, number])
+        control_M = control_labels(types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
+        measured.append(
+            {
+                name: _measure([own[name] for own in states], keyword, control_M, place_N[keyword.row_M], drawn_DQ)
+                for name in REPRESENTATIONS
+            }
+        )
+    return _summary(keywords, measured, settings.level)
+
+
+def representations(run: Run, fit: ProbedFit, labelled: Sequence[LabelledPair]) -> dict[str, NDArray[np.float32]]:
+    """Give what one seed's students hold of each pair, by the names of `REPRESENTATIONS`; each of shape (N, width).
+
+    Raises: RunError: if a student cannot be read, or the system under study or its control has no extractor.
+    """
+    pairs = [p.pair for p in labelled]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student, tokenizer = load_student(fit.ours)
+    own = collect_states(student.to(device), tokenizer, pairs)
+    untrained = collect_states(with_fresh_extractor(student, run.recipe.seed), tokenizer, pairs)
+    plain, plain_tokenizer = load_student(fit.plain)
+    shuffled, shuffled_tokenizer = load_student(fit.shuffled)
+    plain_cls_ND = collect_states(plain.to(device), plain_tokenizer, pairs).cls_ND
+    shuffled_NR = collect_states(shuffled.to(device), shuffled_tokenizer, pairs).latent_NR
+    if own.latent_NR is None or untrained.latent_NR is None or shuffled_NR is None:
+        raise RunError(f"{fit.ours} and {fit.shuffled}: expected students with an extractor, found one without")
+    label_N = [run.recipe.label_scheme.index(p.label) for p in labelled]
+    return {
+        LATENT: own.latent_NR,
+        "cls": own.cls_ND,
+        "mean": own.mean_ND,
+        "projection": random_projection(own.mean_ND, own.latent_NR.shape[1], run.recipe.seed),
+        "untrained": untrained.latent_NR,
+        "shuffled": shuffled_NR,
+        "plain_cls": plain_cls_ND,
+        "answer": softmax(own.logits_NK.astype(np.float64)).astype(np.float32),
+        LABEL: np.eye(run.recipe.label_scheme.n_classes, dtype=np.float32)[label_N],
+    }
+
+
+def _measure(
+    states: Sequence[NDArray[np.float32]],
+    keyword: Keyword,
+    control_M: NDArray[np.bool_],
+    query_M: NDArray[np.int64],
+    drawn_DQ: NDArray[np.float64],
+) -> _Measured:
+    present_M, folds = keyword.present_M, keyword.folds
+    probes = [probe(state[keyword.row_M], present_M, folds) for state in states]
+    control = float("nan")
+    if trainable(control_M, folds):
+        control = f1(probe(states[0][keyword.row_M], control_M, folds).answer_M, control_M)
+    return _Measured(
+        _mean([f1(p.answer_M, present_M) for p in probes]),
+        np.mean([p.f1_J for p in probes], axis=0),
+        _mean([probe_auc(p, present_M, folds) for p in probes]),
+        np.mean([drawn_f1(p.answer_M, present_M, query_M, drawn_DQ) for p in probes], axis=0),
+        control,
+    )
+
+
+def _summary(keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measured]], level: float) -> dict[str, Any]:
+    others = [name for name in REPRESENTATIONS if name != LATENT]
+    ratio = 1 / (len(keywords[0].folds) - 1)
+    p_values = {
+        (row, name): corrected_t_test(own[LATENT].f1_J - own[name].f1_J, ratio)
+        for row, own in enumerate(measured)
+        for name in others
+    }
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {
+        "keywords": [
+            {
+                "word": keyword.word,
+                "n_pairs": len(keyword.row_M),
+                "n_present": int(keyword.present_M.sum()),
+                "n_dropped": keyword.dropped,
+                "f1": {name: m.f1 for name, m in own.items()},
+                "auc": {name: m.auc for name, m in own.items()},
+                "control_f1": {name: m.control for name, m in own.items()},
+                "latent_minus": {
+                    name: {
+                        **_interval(own[LATENT].f1 - own[name].f1, own[LATENT].drawn_D - own[name].drawn_D),
+                        "p": p_values[row, name],
+                        "p_holm": adjusted[row, name],
+                    }
+                    for name in others
+                },
+            }
+            for row, (keyword, own) in enumerate(zip(keywords, measured, strict=True))
+        ],
+        "representations": {
+            name: {
+                "f1": _mean([own[name].f1 for own in measured]),
+                "auc": _mean([own[name].auc for own in measured]),
+                "selectivity": _mean([own[name].f1 - own[name].control for own in measured]),
+                "over_label": _mean_difference(measured, name, LABEL),
+            }
+            for name in REPRESENTATIONS
+        },
+        "comparisons": {
+            name: {
+                "latent_minus": _mean_difference(measured, LATENT, name),
+                "ahead": sum(_decided(own, adjusted[row, name], name, level) > 0 for row, own in enumerate(measured)),
+                "behind": sum(_decided(own, adjusted[row, name], name, level) < 0 for row, own in enumerate(measured)),
+            }
+            for name in others
+        },
+    }
+
+
+def _pairs_with_rationales(run: Run) -> tuple[list[LabelledPair], list[str], NDArray[np.float64]]:
+    """Give the split's pairs that have rationales, each one's rationales joined, and its counts of evidence (N, E).
+
+    A kind of evidence is a dimension with its verdict. Pairs of exact-only sources are left out.
+    """
+    split, scheme = run.recipe.evaluate.split, run.recipe.label_scheme
+    path = run.require("rationales") / f"rationales.{split}.jsonl"
+    text_of: dict[str, list[str]] = {}
+    counts_of: dict[str, Counter[tuple[str, str]]] = {}
+    for rationale in read_rationales(path):
+        text = rationale.rationale
+        if run.recipe.embed.strip_label_words:
+            text = strip_verdict(text, scheme)
+        text_of.setdefault(rationale.pair_id, []).append(text)
+        counts_of.setdefault(rationale.pair_id, Counter()).update((e.dim, e.verdict) for e in rationale.evidence)
+    rows = read_labelled_pairs(run.require("data") / f"pairs.{split}.parquet", scheme)
+    labelled = [p for p in rows if not p.exact_only and p.pair.pair_id in text_of]
+    if not labelled:
+        raise InputError(f"{path}: expected rationales of the {len(rows)} pairs of split {split!r}, found none")
+    kinds = sorted({kind for counts in counts_of.values() for kind in counts})
+    evidence_NE = np.array([[counts_of[p.pair.pair_id][kind] for kind in kinds] for p in labelled], dtype=np.float64)
+    return labelled, ["\n".join(text_of[p.pair.pair_id]) for p in labelled], evidence_NE
+
+
+def _decided(own: Mapping[str, _Measured], p_holm: float, name: str, level: float) -> int:
+    """Give the sign of latent minus another where Holm's test decides, else 0."""
+    return int(np.sign((own[LATENT].f1_J - own[name].f1_J).mean())) if p_holm < level else 0
+
+
+def _mean_difference(measured: Sequence[Mapping[str, _Measured]], name: str, other: str) -> dict[str, float]:
+    drawn_D = np.mean([own[name].drawn_D - own[other].drawn_D for own in measured], axis=0)
+    return _interval(_mean([own[name].f1 - own[other].f1 for own in measured]), drawn_D)
+
+
+def _interval(value: float, drawn_D: NDArray[np.float64]) -> dict[str, float]:
+    low, high = np.quantile(drawn_D, [0.025, 0.975])
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _note_test_read(run: Run, split: str, files: Mapping[str, Any]) -> None:
+    if split == "test":
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "study": NAME}
+        with (run.path / TEST_READS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | {"files": files}) + "\n")
