@@ -184,7 +184,7 @@ class GridRecipe(Section):
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = Field(default=2, ge=1)
     tuning: str | None = None
-    trials: int = Field(default=4, ge=1)
+    trials: int = Field(default=4, ge=1, le=4)
     tuning_queries: int | None = Field(default=None, ge=1)
     privileged_fields: tuple[str, ...] = ("brand", "color")
     privileged_tokens: int = Field(default=96, ge=8)

@@ -331,7 +331,7 @@ def test_nothing_of_a_training_only_term_reaches_the_graph(make_student, tmp_pat
     student, _ = make_student("gat")
     export_graph(student, tmp_path / "before.onnx")
     term = {
-        "ced_kd": lambda: RationaleDecoder(student, CedKdRecipe(), bos=101, eos=102, pad=0),
+        "ced_kd": lambda: RationaleDecoder(student, CedKdRecipe(), np.arange(5), bos=101, eos=102, pad=0),
         "mkd": lambda: MkdTerm(student, MkdRecipe()),
         "crsd": lambda: CrsdTerm(student, CrsdRecipe(), None),
         "guidance": lambda: GuidanceTerm(student, 0.1, GuidanceRecipe(), 24),

@@ -42,7 +42,8 @@ def make_decoder(student, tokenizer, **recipe):
     """A decoder in evaluation mode, so that dropout does not blur comparisons."""
     torch.manual_seed(0)
     ids = {"bos": tokenizer.cls_id, "eos": tokenizer.sep_id, "pad": tokenizer.pad_id}
-    return RationaleDecoder(student, CedKdRecipe(**recipe), **ids).eval()
+    vocabulary = recipe.pop("vocabulary", np.arange(tokenizer.vocabulary_size))
+    return RationaleDecoder(student, CedKdRecipe(**recipe), vocabulary, **ids).eval()
 
 
 def run(student, batch):
@@ -225,3 +226,19 @@ def test_heads_must_divide_the_width(make_student):
 
     with pytest.raises(RecipeError, match="heads that divide the width 64, found 5"):
         make_decoder(student, tokenizer, heads=5)
+
+
+def test_the_decoder_chooses_among_the_tokens_that_occur(make_student):
+    """With unseen tokens' biases at minus infinity the softmax over all of them is the same."""
+    student, tokenizer = make_student()
+    side = RationaleTokens(PAIRS, RATIONALES, tokenizer, 64)
+    occurring = np.union1d(side.vocabulary, [tokenizer.sep_id])
+    batch = one_batch(student, tokenizer)
+    whole, small = make_decoder(student, tokenizer), make_decoder(student, tokenizer, vocabulary=side.vocabulary)
+    with torch.no_grad():
+        whole.bias.fill_(-1e4)
+        whole.bias[torch.from_numpy(occurring)] = 0
+    whole.load_state_dict(small.state_dict() | {"bias": whole.bias})
+
+    assert len(small.bias) == len(occurring) < len(whole.bias)
+    assert loss_of(small, student, batch).item() == pytest.approx(loss_of(whole, student, batch).item(), rel=1e-5)

@@ -213,7 +213,7 @@ def _tune(run: Run, systems: list[System]) -> int:
     """Run every trial of every searched system on the same queries and seed; write the tuning ledger."""
     jobs, rows = [], []
     for system in systems:
-        for number, trial in enumerate(system.search):
+        for number, trial in enumerate(system.search[: run.recipe.grid.trials]):
             common: dict[str, Any] = {"student.seeds": [TUNING_SEED], "seed": TUNING_SEED}
             common["student.max_queries"] = run.recipe.grid.tuning_queries
             common["student.predicted"] = ["dev"]

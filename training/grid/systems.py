@@ -28,8 +28,8 @@ class System:
 
     Args: kind: trained as a `student`, a `baseline` of `training.baselines`, an `average` of members' predictions, or
         `annotated` by a stage; paper: where it comes from; overrides: dotted recipe key → value; members: of an
-        average; search: the tuning trials, alike in number for all that have any; tuned_as: the system whose best
-        trial counts for this one too: a control or an ablation keeps the λ and the rates of what it is held against.
+        average; search: the tuning trials, of which a recipe runs its first `grid.trials`; tuned_as: the system whose
+        best trial counts for this one too: a control or an ablation keeps λ and rates of what it is held against.
     """
 
     name: str
@@ -56,11 +56,11 @@ _PAPER_PRESET = {
 
 
 def _trials(*values: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """Give each value of a method's own key at the recipe's learning rates and at twice the encoder's."""
-    return tuple({**value, "student.fit.rate_factor": factor} for value in values for factor in (1.0, 2.0))
+    """Give each value of a method's own key at the recipe's learning rates, then at twice these."""
+    return tuple({**value, "student.fit.rate_factor": factor} for factor in (1.0, 2.0) for value in values)
 
 
-_RATES = tuple({"student.fit.rate_factor": factor} for factor in (0.5, 1.0, 2.0, 4.0))
+_RATES = tuple({"student.fit.rate_factor": factor} for factor in (1.0, 2.0, 0.5, 4.0))
 _WEIGHTS = _trials({"student.guidance_weight": 0.1}, {"student.guidance_weight": 1.0})
 
 

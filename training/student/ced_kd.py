@@ -62,6 +62,11 @@ class RationaleTokens:
             ids_BS[row, : len(tokens)] = tokens
         return {RATIONALE: ids_BS}
 
+    @property
+    def vocabulary(self) -> NDArray[np.int64]:
+        """The ids that occur in any rationale, ascending."""
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._ids])).astype(np.int64)
+
     def _encode(self, texts: Sequence[Sequence[str]], max_tokens: int) -> None:
         encodings = iter(self._fast.encode_batch_fast(list(chain.from_iterable(texts)), add_special_tokens=False))
         for own in texts:
@@ -75,15 +80,21 @@ class RationaleDecoder(Term):
     """A Transformer decoder that predicts each token of the rationale from those before it and from the pair's states.
 
     Holds no word embeddings of its own: it reads the student's at each call, so they are the same tensor and learn from
-    both. The target is padded at its end only, which the causal mask hides from every real token.
+    both. The target is padded at its end only, which the causal mask hides from every real token. It chooses among the
+    tokens that occur in rationales: a softmax over a whole vocabulary would spend most of the step on words that no
+    rationale has.
 
-    Args: student: whose width and vocabulary it takes; bos, eos, pad: ids that open, close and pad a rationale.
+    Args: student: whose width and word embeddings it takes; vocabulary_V: the ids that occur, ascending; bos, eos, pad:
+        ids that open, close and pad a rationale.
     Raises: RecipeError: if the encoder's width does not split into the heads.
     """
 
     name = "ced_kd"
+    vocabulary_V: Tensor
 
-    def __init__(self, student: Student, recipe: CedKdRecipe, *, bos: int, eos: int, pad: int) -> None:
+    def __init__(
+        self, student: Student, recipe: CedKdRecipe, vocabulary_V: NDArray[np.int64], *, bos: int, eos: int, pad: int
+    ) -> None:
         super().__init__()
         width = int(student.encoder.config.hidden_size)
         if width % recipe.heads:
@@ -100,7 +111,9 @@ class RationaleDecoder(Term):
         for parameter in self.decoder.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
-        self.bias = nn.Parameter(torch.zeros(student.encoder.embeddings.word_embeddings.num_embeddings))
+        written_V = torch.from_numpy(np.union1d(vocabulary_V, [eos]))
+        self.register_buffer("vocabulary_V", written_V, persistent=False)
+        self.bias = nn.Parameter(torch.zeros(len(written_V)))
 
     def forward(self, student: Student, output: StudentOutput, batch: Batch) -> Tensor:
         """Give the mean over pairs with a rationale of the mean negative log likelihood of its tokens."""
@@ -116,8 +129,9 @@ class RationaleDecoder(Term):
             memory_key_padding_mask=batch.attention_mask_BL == 0,
             tgt_is_causal=True,
         )
-        logits_NV = nn.functional.linear(state_BSD[real_BS], embedding_VD, self.bias)
-        loss_N = nn.functional.cross_entropy(logits_NV.float(), target_BS[real_BS], reduction="none")
+        logits_NV = nn.functional.linear(state_BSD[real_BS], embedding_VD[self.vocabulary_V], self.bias)
+        place_N = torch.searchsorted(self.vocabulary_V, target_BS[real_BS])
+        loss_N = nn.functional.cross_entropy(logits_NV.float(), place_N, reduction="none")
         n_real_B = real_BS.sum(dim=1)
         share_BS = real_BS / n_real_B.clamp(min=1).unsqueeze(1)
         return (loss_N * share_BS[real_BS]).sum() / (n_real_B > 0).sum().clamp(min=1)

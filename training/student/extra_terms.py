@@ -63,8 +63,9 @@ def make_terms(
         texts, evidence = _rationales(run, data)
         if "ced_kd" in recipe.rationale_terms:
             ids = {"bos": tokenizer.cls_id, "eos": tokenizer.sep_id, "pad": tokenizer.pad_id}
-            terms.append(RationaleDecoder(student, recipe.ced_kd, **ids))
-            side.append(RationaleTokens(data.pairs, texts, tokenizer, recipe.ced_kd.max_tokens))
+            tokens = RationaleTokens(data.pairs, texts, tokenizer, recipe.ced_kd.max_tokens)
+            terms.append(RationaleDecoder(student, recipe.ced_kd, tokens.vocabulary, **ids))
+            side.append(tokens)
         if "mkd" in recipe.rationale_terms:
             terms.append(MkdTerm(student, recipe.mkd))
             side.append(EvidenceTags(data.pairs, evidence, template, tokenizer))
