@@ -18,7 +18,6 @@ from safetensors import safe_open
 
 from relevance.errors import CollapseError, RelevanceError
 from relevance.pairs import read_labelled_pairs
-from training.baselines import average, predict_baseline
 from training.grid.systems import SYSTEMS, System
 from training.predictions import predictions_of, read_predictions, write_predictions
 from training.recipe import SPLITS, Recipe
@@ -73,6 +72,9 @@ def _make_predictions(run: Run, system: System) -> None:
     if system.kind == "student":
         train(run)
         return
+    # Imported here because a student's job needs neither scikit-learn nor a sentence encoder, seconds each.
+    from training.baselines import average, predict_baseline
+
     folder = run.path / "student"
     folder.mkdir(exist_ok=True)
     scheme = run.recipe.label_scheme
