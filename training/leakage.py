@@ -7,7 +7,7 @@ Suffixes: N pairs, P perspectives, D width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,10 @@ from relevance.pairs import LabelledPair, read_labelled_pairs
 from training.cot_store import CotStore
 from training.predictions import read_predictions
 from training.rationale_rows import Rationale, read_rationales
-from training.recipe import PERSPECTIVES, Split
+from training.recipe import PERSPECTIVES, SPLITS, Split
 from training.runs import Run
 from training.soft_labels import FILE, read_soft_labels
-from training.teacher.label_words import label_pattern
+from training.teacher.label_words import label_pattern, strip_verdict
 from training.words import query_unit
 
 PROBE_MARGIN = 0.02
@@ -40,11 +40,11 @@ _HELD_OUT = 0.2
 
 
 def check_rationales(run: Run) -> dict[str, Any]:
-    """Check the rationale files of a run.
+    """Check the rationale files of a run, of the splits that its recipe names.
 
     Returns: by split the number of rationales and who wrote them.
-    Raises: RunError: if a pair lacks a rationale of a perspective, a rationale holds a class name, or train and another
-        split's texts come from one family of paraphrases.
+    Raises: RunError: if a pair lacks a rationale of a perspective, a rationale holds a class name, or train's and
+        another split's texts come from one family of paraphrases.
     """
     folder, recipe = run.require("rationales"), run.recipe.rationales
     writers: dict[str, set[str]] = {}
@@ -56,8 +56,10 @@ def check_rationales(run: Run) -> dict[str, Any]:
         check_label_words(rationales, run.recipe.label_scheme, where=where)
         writers[split] = {rationale.generator for rationale in rationales}
         figures[split] = {"rationales": len(rationales), "generators": sorted(writers[split])}
-    if recipe.generator.startswith("marketplace") and {"train", "test"} <= writers.keys():
-        check_families_apart(writers["train"], writers["test"])
+    if recipe.generator.startswith("marketplace") and "train" in writers:
+        for split in recipe.splits:
+            if split != "train":
+                check_families_apart(writers["train"], writers[split], where=split)
     return figures
 
 
@@ -95,15 +97,16 @@ def check_label_words(rationales: Iterable[Rationale], scheme: LabelScheme, *, w
             raise RunError(f"{where}: expected no class names, found {found[0]!r} in {rationale.pair_id!r:.80}")
 
 
-def check_families_apart(train: set[str], other: set[str]) -> None:
-    """Refuse generators, named `NAME/FAMILY`, that write train and test from one family of paraphrases.
+def check_families_apart(train: set[str], other: set[str], *, where: str) -> None:
+    """Refuse generators, named `NAME/FAMILY`, that write train and another split from one family of paraphrases.
 
-    Raises: RunError: naming what they share.
+    Args: where: the other split.
+    Raises: RunError: naming the split and what they share.
     """
     shared = train & other
     if shared:
         raise RunError(
-            f"rationales: expected other paraphrases in test than in train, found both from {sorted(shared)}"
+            f"rationales: expected other paraphrases in {where} than in train, found both from {sorted(shared)}"
         )
 
 
@@ -123,40 +126,78 @@ class Targets:
         return Targets(tuple(np.array(self.pair_ids)[chosen]), self.embedding_ND[chosen], self.label_N[chosen])
 
 
-def check_embeddings(run: Run) -> dict[str, Any]:
+def check_embeddings(run: Run, *, train_only: bool = False) -> dict[str, Any]:
     """Check what the CoT embeddings of a run say of the label by themselves.
 
     A linear probe is fitted on train and scored on train queries it did not see, whose paraphrases it knows, and on
-    test where test is embedded. Each is held against the predictions that stage `annotate` left for the same pairs.
+    every other split that is embedded, whose paraphrases in the marketplace are others. Each is held against the
+    predictions that stage `annotate` left for the same pairs.
 
-    Returns: shares of the commonest target by class; for each set of pairs the accuracies of probe, teacher (None
-        without one) and majority.
-    Raises: RunError: if a class shares one target, or a probe beats the teacher by more than two points.
+    Args: train_only: of a control that was made for train alone, which leaves nothing else to score on.
+    Returns: shares of the commonest target by class; for each set of pairs the accuracies of probe, teacher and
+        majority; how many rationales stripping changes.
+    Raises: RunError: if a class shares one target, a probe beats the teacher by more than two points, there is no
+        teacher, or no pairs to score a probe on.
     """
     store = CotStore.load(run.require("embed"))
-    train = _targets(run, store, "train")
+    targets = {split: own for split in SPLITS if (own := _targets(run, store, split)).pair_ids}
+    _check_probed(run, targets.keys(), train_only=train_only)
+    train = targets.pop("train")
     shares = check_targets(train)
     unit_N = np.array([query_unit(pair_id.split("\t")[0], "probe:") for pair_id in train.pair_ids])
+    if not 0 < (unit_N < _HELD_OUT).sum() < len(unit_N):
+        raise RunError(
+            f"embeddings: expected training queries to fit and to score a probe on, found {len(unit_N)} pairs"
+        )
     compared: dict[Split, tuple[Targets, Targets]] = {
-        "train": (train.rows(unit_N >= _HELD_OUT), train.rows(unit_N < _HELD_OUT))
+        "train": (train.rows(unit_N >= _HELD_OUT), train.rows(unit_N < _HELD_OUT)),
+        **{split: (train, other) for split, other in targets.items()},
     }
-    test = _targets(run, store, "test")
-    if test.pair_ids:
-        compared["test"] = (train, test)
     return {
         "share_of_commonest_target": shares,
         "probes": {split: _probe(run, split, *both) for split, both in compared.items()},
-        "stripped": run.recipe.embed.strip_label_words,
+        "stripping": _stripping(run, list(compared)),
     }
 
 
-def _probe(run: Run, split: Split, fitted: Targets, evaluated: Targets) -> dict[str, float | None]:
+def _check_probed(run: Run, embedded: Collection[Split], *, train_only: bool) -> None:
+    """Refuse embeddings that no probe can be fitted on, scored on or held against."""
+    if "train" not in embedded or (len(embedded) < 2 and not train_only):
+        raise RunError(
+            "embeddings: expected those of train, and of another split to score a probe on (embed.splits), "
+            f"found {sorted(embedded)} in {run.folder('embed')}"
+        )
+    if not run.finished("annotate"):
+        raise RunError(
+            f"embeddings: expected stage 'annotate', whose teacher bounds the probe, found none in {run.path}"
+        )
+
+
+def _stripping(run: Run, splits: Sequence[Split]) -> dict[str, Any]:
+    """Count the rationales that lose words before they are embedded; without any, probes are the same either way."""
+    folder, scheme = run.require("rationales"), run.recipe.label_scheme
+    changed_N = [
+        strip_verdict(rationale.rationale, scheme) != rationale.rationale.strip()
+        for split in splits
+        for rationale in read_rationales(folder / f"rationales.{split}.jsonl")
+    ]
+    applied, changed = run.recipe.embed.strip_label_words, sum(changed_N)
+    some = f"stripping changes some texts; the probes read them {'stripped' if applied else 'as written'}"
+    return {
+        "applied": applied,
+        "rationales": len(changed_N),
+        "changed": changed,
+        "meaning": some if changed else "stripping changes no text; the probes are the same with and without it",
+    }
+
+
+def _probe(run: Run, split: Split, fitted: Targets, evaluated: Targets) -> dict[str, float]:
     probe, teacher = probe_accuracy(fitted, evaluated), _teacher_accuracy(run, split, evaluated)
     check_probe(probe, teacher)
     majority = float((evaluated.label_N == np.bincount(fitted.label_N).argmax()).mean())
     return {
         "probe_accuracy": round(probe, 4),
-        "teacher_accuracy": None if teacher is None else round(teacher, 4),
+        "teacher_accuracy": round(teacher, 4),
         "majority_accuracy": round(majority, 4),
     }
 
@@ -180,12 +221,12 @@ def check_targets(train: Targets) -> dict[int, float]:
     return shares
 
 
-def check_probe(probe: float, teacher: float | None) -> None:
+def check_probe(probe: float, teacher: float) -> None:
     """Refuse embeddings from which a linear probe reads the label better than the teacher knows it.
 
     Raises: RunError: with both accuracies.
     """
-    if teacher is not None and probe > teacher + PROBE_MARGIN:
+    if probe > teacher + PROBE_MARGIN:
         raise RunError(
             f"embeddings: expected a linear probe at most {PROBE_MARGIN:.0%} above the teacher, "
             f"found accuracies {probe:.4f} and {teacher:.4f}: the rationales hold the label"
@@ -226,18 +267,24 @@ def _targets(run: Run, store: CotStore, split: Split) -> Targets:
     return Targets(pair_ids, embedding_BPD[there_N][:, single_P].reshape(len(pair_ids), width), label_N)
 
 
-def _teacher_accuracy(run: Run, split: Split, evaluated: Targets) -> float | None:
-    """Give the accuracy of the annotating teacher on the same pairs, None if it scored none of them."""
-    if not run.finished("annotate"):
-        return None
+def _teacher_accuracy(run: Run, split: Split, evaluated: Targets) -> float:
+    """Give the accuracy of the annotating teacher on the same pairs; of train's it saw none with its label.
+
+    Raises: RunError: if it did not predict every one of them.
+    """
     folder = run.require("annotate")
-    if (folder / f"predictions.{split}.parquet").is_file():
-        predictions = read_predictions(folder / f"predictions.{split}.parquet")
-        named = dict(zip(predictions.pair_id.tolist(), predictions.logits_NK.argmax(axis=1).tolist(), strict=True))
-    elif split == "train":
+    named: dict[str, int]
+    if split == "train":
         soft = read_soft_labels(folder / FILE, run.recipe.label_scheme.n_classes)
         named = {p.pair_id: int(k) for p, k in zip(soft.pairs, soft.probabilities_NK.argmax(axis=1), strict=True)}
     else:
-        return None
-    right = [named[i] == k for i, k in zip(evaluated.pair_ids, evaluated.label_N.tolist(), strict=True) if i in named]
-    return float(np.mean(right)) if right else None
+        predictions = read_predictions(folder / f"predictions.{split}.parquet")
+        named = dict(zip(predictions.pair_id.tolist(), predictions.logits_NK.argmax(axis=1).tolist(), strict=True))
+    missing = [pair_id for pair_id in evaluated.pair_ids if pair_id not in named]
+    if missing:
+        raise RunError(
+            f"{folder}: expected the teacher's prediction of {len(evaluated.pair_ids)} embedded pairs of {split}, "
+            f"found none for {len(missing)}, first {missing[0]!r:.80}"
+        )
+    named_N = np.array([named[pair_id] for pair_id in evaluated.pair_ids])
+    return float((named_N == evaluated.label_N).mean())

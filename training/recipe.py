@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from relevance.errors import RecipeError
 from relevance.labels import LabelScheme, load_scheme
@@ -191,6 +191,13 @@ class GridRecipe(Section):
     draws: int = Field(default=10_000, ge=50)
     ours: str = "lrkd_gat"
     rivals: tuple[str, ...] = ("bert", "label_kd", "ced_kd", "mkd", "crsd")
+
+    @field_validator("systems", "seeds", "rivals")
+    @classmethod
+    def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"expected each value once, found {values}")
+        return values
 
 
 class Recipe(Section):

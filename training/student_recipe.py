@@ -58,6 +58,7 @@ class GuidanceRecipe(Section):
     Args: loss: `mse` is the paper's sum of squares (eq. 8), `cosine` and `infonce` are ours; perspectives: whose
         embeddings, None for all that were made; target: `cot`, or a control that carries no reasoning: embeddings
         `shuffled` among pairs of one class, their `constant` mean, `random` unit vectors, or the `one_hot` label;
+        centre: subtract each perspective's mean over the training pairs, of which embeddings have a large one;
         store: stage folder of the embeddings; pca: project the embeddings to the latent's width by a fixed PCA instead
         of learning a map; temperature: of InfoNCE.
     """
@@ -65,6 +66,7 @@ class GuidanceRecipe(Section):
     loss: Literal["mse", "cosine", "infonce"] = "mse"
     perspectives: tuple[str, ...] | None = None
     target: Literal["cot", "shuffled", "constant", "random", "one_hot"] = "cot"
+    centre: bool = True
     store: str = "embed"
     pca: bool = False
     temperature: float = Field(default=0.05, gt=0)

@@ -86,6 +86,26 @@ def test_a_lift_of_nothing_is_not_known():
     assert all(np.isnan(always_valid(lift, planned_lift=0.1)))
 
 
+def test_a_ratio_as_good_as_nothing_has_no_lift():
+    """A thousand standard errors wide on the logarithm: nan and no overflow; 0.05 ± 0.05 still has a lift."""
+    one = Ratio(0.04, 1e-6, 10)
+    assert not lift_of(Ratio(1e-9, 1e-6, 10), one).known
+    assert not lift_of(one, Ratio(1e-9, 1e-6, 10)).known
+    assert lift_of(Ratio(0.05, 0.05**2, 10), one).known
+
+
+def test_ratios_alike_for_all_users_differ_or_not_without_doubt():
+    """0.3 of every denominator: what rounding leaves is no variance; p is 1 where the arms agree, else 0."""
+    denominator = np.arange(1.0, 41.0) / 3
+    arm = np.arange(40) % 2
+    alike = UserTotals(arm, 0.3 * denominator, denominator)
+    lift = lift_of(arm_ratio(alike, 1), arm_ratio(alike, 0))
+    assert (lift.value, lift.variance, lift.p) == (pytest.approx(0, abs=1e-12), 0.0, 1.0)
+    apart = UserTotals(arm, (0.3 + 0.1 * arm) * denominator, denominator)
+    lift = lift_of(arm_ratio(apart, 1), arm_ratio(apart, 0))
+    assert (lift.value, lift.low, lift.p) == (pytest.approx(1 / 3), lift.value, 0.0)
+
+
 def test_an_arm_of_one_user_or_without_impressions_is_refused():
     """No variance can be had from either."""
     with pytest.raises(InputError, match="found 1 users"):
@@ -111,6 +131,21 @@ def test_cuped_needs_a_past_that_differs():
     assert adjusted_ratios(UserTotals(arm, ones, ones), (0, 1)) is None
     assert adjusted_ratios(UserTotals(arm, ones, ones, 0 * ones, 0 * ones), (0, 1)) is None
     assert adjusted_ratios(UserTotals(arm, ones, ones, ones, ones), (0, 1)) is None
+    sizes = np.arange(1.0, 41.0) / 3
+    alike_but_for_rounding = UserTotals(np.arange(40) % 2, sizes, np.ones(40), 0.3 * sizes, sizes)
+    assert adjusted_ratios(alike_but_for_rounding, (0, 1)) is None
+
+
+def test_cuped_gives_nothing_where_it_would_push_a_ratio_below_nothing():
+    """Pasts 0, 2 and 8, 10, values 1, 3 and 0, 2: within arms the slope is 1, so the second arm's 1 becomes 1 − 4 < 0.
+
+    With values 10 higher the same adjustment leaves 7, and there is one.
+    """
+    arm, past, ones = np.array([0, 0, 1, 1]), np.array([0.0, 2.0, 8.0, 10.0]), np.ones(4)
+    values = np.array([1.0, 3.0, 0.0, 2.0])
+    assert adjusted_ratios(UserTotals(arm, values, ones, past, ones), (0, 1)) is None
+    control, treatment = adjusted_ratios(UserTotals(arm, values + 10, ones, past, ones), (0, 1))
+    assert (control.value, treatment.value) == (pytest.approx(16), pytest.approx(7))
 
 
 @pytest.mark.parametrize("column", ["clicks", "revenue"])

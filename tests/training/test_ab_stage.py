@@ -29,6 +29,12 @@ def run(path, *options):
     return json.loads((out / "ab.json").read_text()), (out / "ab.md").read_text()
 
 
+def with_values(events, *, segments=None, **values):
+    """Give the events with some columns replaced."""
+    changed = {"values": {**events.values, **values}, "segments": segments or {}}
+    return Events(**{n: getattr(events, n) for n in events.__slots__} | changed)
+
+
 def test_a_large_lift_is_called_better(clear, capsys):
     """Every metric's interval holds +50 %, the verdict and the page say so, CUPED is reported."""
     report, text = run(clear)
@@ -208,6 +214,16 @@ def test_a_plan_comes_from_events_or_from_stated_figures(clear, capsys):
     assert users["rs"] < users["ctr"] < users["rpm"]
 
 
+def test_a_metric_that_can_not_be_planned_for_leaves_the_others(tmp_path, capsys):
+    """Every impression is relevant: no number of users would show RS a lift."""
+    events = simulate(Traffic(users=200, days=3), seed=1)
+    write_events(tmp_path / "e.parquet", with_values(events, relevant_impressions=events.values["impressions"]))
+    assert main([str(tmp_path / "e.parquet"), "--plan", "0.02"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert "rs: no plan (expected a ratio above 0 that differs between users)" in lines
+    assert sum("users an arm" in line for line in lines) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -239,8 +255,84 @@ def test_a_metric_that_is_not_there_or_nothing_but_zero_is_refused():
     with pytest.raises(InputError, match="expected a primary metric of ctr, found 'rs'"):
         analyse(fewer, Question(primary="rs"))
     fewer.values["clicks"][:] = 0
-    with pytest.raises(InputError, match="ctr: expected positive ratios in both arms"):
+    with pytest.raises(InputError, match="ctr: no lift: expected ratios clearly above 0 in both arms, found 0 in the"):
         analyse(fewer, Question(primary="ctr"))
+
+
+def test_a_secondary_metric_that_an_arm_has_none_of_stops_nothing(tmp_path):
+    """No click in the treatment: CTR has a dash and its reason, RPM is judged, RS alone is left of Holm's family."""
+    events = simulate(Traffic(users=1500, days=6, lift=0.5), seed=2)
+    treated = events.variant_U[events.user_N] == 1
+    path = tmp_path / "e.parquet"
+    write_events(path, with_values(events, clicks=np.where(treated, 0, events.values["clicks"])))
+    report, text = run(path)
+    result = report["treatments"]["treatment"]
+    rpm, ctr, rs = (result["metrics"][name] for name in ("rpm", "ctr", "rs"))
+    assert {ctr[name] for name in ("lift", "lift_cuped", "variance_removed", "p", "p_holm", "detectable_lift")} == {
+        None
+    }
+    assert ctr["treatment"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert rs["p_holm"] == rs["p"]
+    assert result["verdict"] == "better"
+    assert rpm["note"] is rs["note"] is None
+    assert "CTR: no lift: expected ratios clearly above 0 in both arms, found " in text
+    assert "0 in the treatment." in text
+    assert "| – | – | – | – | – | – |" in text
+
+
+def test_a_ratio_that_cuped_would_push_below_nothing_is_read_without_it(tmp_path):
+    """Users who clicked before do so again; the treatment got the keener ones and few clicks: the plain lift counts."""
+    n = 300
+    past = np.arange(n) % 5 + np.where(np.arange(n) < n // 2, 0, 5)
+    lines = [
+        {
+            "user_id": f"u{i}",
+            "variant": "control" if i < n // 2 else "treatment",
+            "impressions": 20,
+            "clicks": int(past[i] + 2 if i < n // 2 else past[i] == 9),
+            "pre_impressions": 20,
+            "pre_clicks": int(past[i]),
+            "device": "phone",
+        }
+        for i in range(n)
+    ]
+    path = tmp_path / "e.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report, text = run(path, "--primary", "ctr", "--segment", "device")
+    ctr = report["treatments"]["treatment"]["metrics"]["ctr"]
+    assert ctr["lift"]["value"] == pytest.approx(0.2 / 4 - 1)
+    assert ctr["lift_cuped"] is ctr["variance_removed"] is None
+    assert report["treatments"]["treatment"]["verdict"] == "worse"
+    assert "CTR: no CUPED: the past is empty or alike for all users, or would push a ratio to 0 or below." in text
+    (row,) = report["segments"]
+    assert (row["cuped"], row["lift"]) == (False, ctr["lift"])
+
+
+def test_a_metric_that_is_the_same_for_everybody_has_a_lift_of_0(tmp_path):
+    """Every impression is relevant, though it was not so before: p is 1, and no variance is there to remove."""
+    events = simulate(Traffic(users=200, days=3), seed=1)
+    write_events(tmp_path / "e.parquet", with_values(events, relevant_impressions=events.values["impressions"]))
+    report, _ = run(tmp_path / "e.parquet")
+    rs = report["treatments"]["treatment"]["metrics"]["rs"]
+    assert rs["lift"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert rs["variance_removed"] is None
+    assert rs["p"] == 1
+
+
+def test_a_metric_without_a_lift_within_a_segment_keeps_the_others(tmp_path):
+    """No click on phones in the treatment: their CTR has a dash, the other five rows are there."""
+    events = simulate(Traffic(users=600, days=3), seed=3)
+    device = events.segments["device"]
+    none = (device == "phone") & (events.variant_U[events.user_N] == 1)
+    path = tmp_path / "e.parquet"
+    clicks = np.where(none, 0, events.values["clicks"])
+    write_events(path, with_values(events, segments={"device": device}, clicks=clicks))
+    report, text = run(path, "--segment", "device")
+    unknown = [(row["value"], row["metric"]) for row in report["segments"] if row["p"] is None]
+    assert unknown == [("phone", "ctr")]
+    assert sum(row["p_holm"] is not None for row in report["segments"]) == 5
+    assert report["segments_with_too_few_users"] == []
+    assert "device = phone, treatment, CTR: no lift" in text
 
 
 def test_a_share_outside_the_open_unit_interval_is_no_power(capsys):

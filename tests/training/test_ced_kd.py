@@ -75,7 +75,7 @@ def test_perspectives_are_joined_in_one_order_with_equal_room(make_student):
     rationale_BS = side.arrays(np.array([0, 1, 2]), ids)[RATIONALE]
 
     pad = tokenizer.pad_id
-    assert rationale_BS.tolist() == [[shoes] * 3 + [red] + [lamp] * 3 + [pad] * 3, [lamp] * 10, [pad] * 10]
+    assert rationale_BS.tolist() == [[shoes] * 4 + [red] + [lamp] * 5, [lamp] * 10, [pad] * 10]
     assert side.arrays(np.array([2]), ids)[RATIONALE].shape == (1, 0)
 
 

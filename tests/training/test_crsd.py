@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from relevance.errors import RecipeError
 from relevance.pairs import Item, Pair, Query
 from training.student.batches import Batches, TrainingSet
 from training.student.crsd import CrsdTerm, SecondView
@@ -23,7 +24,7 @@ RATIONALES = {
 LABELS = np.array([0, 1, 3, 0])
 
 
-def one_batch(student, tokenizer, rationales=RATIONALES, *, max_tokens=64):
+def one_batch(student, tokenizer, rationales=RATIONALES, *, max_tokens=160):
     """The pairs as one batch, in their order."""
     n = len(PAIRS)
     data = TrainingSet(
@@ -59,9 +60,9 @@ def test_a_long_rationale_is_cut_and_the_pair_is_not(make_student):
     """The cut view still ends in [SEP]."""
     student, tokenizer = make_student()
     rationales = {pair.pair_id: {"user": "shoes " * 200} for pair in PAIRS}
-    batch = one_batch(student, tokenizer, rationales, max_tokens=40)
+    batch = one_batch(student, tokenizer, rationales, max_tokens=120)
 
-    assert batch.side["view_input_ids"].shape[1] == 40
+    assert batch.side["view_input_ids"].shape[1] == 120
     assert (batch.side["view_input_ids"][:, -1] == tokenizer.sep_id).all()
 
 
@@ -79,19 +80,43 @@ def test_a_pair_without_rationale_changes_no_loss(make_student):
 
 
 def test_the_second_view_is_not_pulled_towards_the_first(make_student):
-    """Stop-gradient: with the second view's own CE out of the way, only the first view's states get a gradient."""
+    """Stop-gradient: with the second view's own CE out of the way, its token states get no gradient at all."""
     student, tokenizer = make_student()
     term = CrsdTerm(student, CrsdRecipe(kl_weight=1.0, contrast_weight=1.0), None).eval()
     batch = one_batch(student, tokenizer)
     output = first_view(student, batch)
-    seen = []
-    hook = student.head.register_forward_hook(lambda _, __, logits: seen.append(logits) or logits.retain_grad())
+    states = []
+    hook = student.encoder.register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
     batch.label_weight_B[:] = 0
-    term(student, output, batch).backward(inputs=[*seen, *student.parameters()])
+    loss = term(student, output, batch)
     hook.remove()
+    first, second = torch.autograd.grad(loss, [output.hidden_BLD, states[0]], allow_unused=True)
 
-    assert len(seen) == 1
-    assert seen[0].grad is None or seen[0].grad.abs().max() == 0
+    assert first.abs().max() > 0
+    assert second is None or second.abs().max() == 0
+
+
+def test_a_view_without_room_and_one_without_positions_are_refused(make_student):
+    """The pair is never cut, and the encoder has 512 positions."""
+    student, tokenizer = make_student()
+    with pytest.raises(RecipeError, match=r"expected at least 112, .*found 100"):
+        SecondView(PAIRS, RATIONALES, student.config.template, tokenizer, 100)
+    with pytest.raises(RecipeError, match="at most 512"):
+        CrsdTerm(student, CrsdRecipe(max_tokens=600), None)
+
+
+def test_each_perspective_has_its_share_of_a_short_view(make_student):
+    """A long first perspective does not push the others out, and the pair stays whole."""
+    student, tokenizer = make_student()
+    rationales = {PAIRS[0].pair_id: {"user": "shoes " * 200, "struct": "colour", "rule": "wanted " * 200}}
+    batch = one_batch(student, tokenizer, rationales, max_tokens=112)
+    row = int(batch.side["view_attention_mask"].sum(dim=1).argmax())
+    view = batch.side["view_input_ids"][row].tolist()
+    shoes, colour, wanted = (int(tokenizer.encode_texts([word])[0][0]) for word in ("shoes", "colour", "wanted"))
+
+    assert view.count(colour) == 1
+    assert abs(view.count(shoes) - view.count(wanted)) <= 2
+    assert len(view) == 112
 
 
 def test_the_views_grow_alike_when_the_term_is_trained(make_student):

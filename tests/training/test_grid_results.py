@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from relevance.calibration import softmax
@@ -17,6 +18,7 @@ from training.calibrate import balanced_label_weights
 from training.grid.page import render_grid
 from training.grid.results import grid_results
 from training.grid.slices import slices_of
+from training.grid.systems import SYSTEMS
 from training.measures import complete_lists
 from training.predictions import Predictions, read_predictions, write_predictions
 from training.recipe import load_recipe
@@ -182,13 +184,45 @@ def test_differences_say_ahead_where_there_is_one_and_undecided_where_there_is_n
     assert (rival["theirs"], rival["verdict"]) == ("bert", "ahead")
 
 
-def test_holm_runs_over_the_finished_comparisons_of_the_family(results):
-    """Three rivals finished: the least p is multiplied by three, and no adjusted p is below its own."""
-    rows = [row for row in results["differences"]["rivals"] if row["figures"]]
+def test_one_seed_of_a_trained_system_is_never_judged(results):
+    """crsd and λ = 0 have one finished seed; ours is far ahead, yet nothing is told of the spread between seeds."""
+    for family, theirs in (("rivals", "crsd"), ("ablations", "lrkd_no_guidance")):
+        row = compared(results, family, theirs)
+        assert row["verdict"] == "undecided (one seed)"
+        assert row["figures"]["macro_f1"]["value"] > 0.1
+        assert row["p_holm"] is row["figures"]["macro_f1"]["low"] is row["figures"]["macro_f1"]["detectable"] is None
+
+
+def test_untrained_systems_are_judged_by_their_queries(tmp_path):
+    """Nothing of them depends on a seed: one run of the teacher is ahead of the commonest class."""
+    out = tmp_path / "out"
+    for name in ("majority", "teacher"):
+        finish(out, name, 0)
+    run = run_of(out)
+    grid = run.recipe.grid.model_copy(update={"ours": "teacher", "rivals": ("majority",)})
+    (row,) = grid_results(Run(run.recipe.model_copy(update={"grid": grid}), out))["differences"]["rivals"]
+    assert (row["verdict"], row["figures"]["macro_f1"]["seeds"]) == ("ahead", 1)
+
+
+def test_holm_runs_over_what_the_recipe_asked_for(results):
+    """Two of four rivals can be tested: the least p is still multiplied by four, the other by three."""
+    rows = [row for row in results["differences"]["rivals"] if row["p_holm"] is not None]
     pairs = sorted((row["figures"]["macro_f1"]["p"], row["p_holm"]) for row in rows)
-    assert len(pairs) == 3
-    assert pairs[0][1] == pytest.approx(3 * pairs[0][0])
-    assert all(adjusted >= p for p, adjusted in pairs)
+    assert [adjusted for _, adjusted in pairs] == pytest.approx([4 * pairs[0][0], min(1, 3 * pairs[1][0])])
+
+
+def test_every_control_and_ablation_has_a_row(results, out):
+    """All of SYSTEMS, asked for or not; teachers of an ensemble are further systems and no ablation of ours."""
+    rows = [row for family in ("controls", "ablations", "preset") for row in results["differences"][family]]
+    listed = {name for row in rows for name in (row["ours"], row["theirs"])}
+    expected = {name for name, own in SYSTEMS.items() if own.group in {"control", "ablation"}}
+    assert expected - listed == {"label_kd_user", "label_kd_struct", "label_kd_rule"}
+    assert compared(results, "controls", "lrkd_one_hot")["verdict"] == "not in this recipe"
+    assert compared(results, "controls", "lrkd_shuffled")["verdict"] == "ahead"
+    page = (out / "report" / "report.html").read_text()
+    claims = page[page.index("Which claims survive") : page.index("Response curves")]
+    for name in listed - {"lrkd_gat", "bert"}:
+        assert escape(SYSTEMS[name].title) in claims
 
 
 def test_the_untrained_row_and_the_ceiling_stand_beside_every_seed(results):
@@ -204,10 +238,15 @@ def test_the_untrained_row_and_the_ceiling_stand_beside_every_seed(results):
 
 
 def test_slices_are_told_by_source(results):
-    """One other source, 20 queries; every finished system has figures of it."""
+    """One other source, 20 queries; every finished system has figures of it, and ours stands against the rivals."""
     (part,) = results["slices"]
     assert (part["name"], part["kind"], part["n_queries"], part["n_pairs"]) == ("heldout_brand", "source", 20, 240)
     assert set(part["systems"]) == {row["name"] for row in results["systems"] if row["figures"]}
+    rows = {row["theirs"]: row for row in part["differences"]}
+    assert list(rows) == ["bert", "label_kd", "mkd", "crsd"]
+    assert [rows[name]["verdict"] for name in ("bert", "mkd", "crsd")] == ["ahead", "not run", "undecided (one seed)"]
+    assert rows["bert"]["p_holm"] == pytest.approx(4 * rows["bert"]["figures"]["macro_f1"]["p"])
+    assert "auc_exact" not in rows["bert"]["figures"]
 
 
 def test_without_a_main_source_the_exact_only_pairs_are_left_out_and_locales_are_slices():
@@ -274,6 +313,11 @@ def test_the_table_holds_every_system_and_breaks_no_column(out, results):
     assert "one class \\| only" in table
     assert "< 0.0001" in table
     assert "| MKD | 0 of 3 | not run |" in table
+    row = compared(results, "rivals", "label_kd")
+    cells = next(line for line in table.splitlines() if "− label distillation |" in line).split(" | ")
+    accuracy, pair = row["figures"]["accuracy"]["detectable"], row["paired"]["detectable"]
+    assert (cells[1], cells[6], cells[8]) == ("3", f"{accuracy:.3f}", f"{pair:.3f}")
+    assert "### Against the rivals, source heldout_brand (20 queries)" in table
 
 
 def test_the_report_is_made_again_only_when_the_grid_changed(out):
@@ -309,9 +353,10 @@ def test_runs_on_other_pairs_are_refused(tmp_path):
         grid_results(run_of(out))
     with pytest.raises(RunError, match="at least one finished run"):
         grid_results(run_of(tmp_path / "empty"))
-    (out / "grid.json").write_text("[1]")
-    with pytest.raises(RunError, match=r"grid\.json: expected an object"):
-        grid_results(run_of(out))
+    for record in ("[1]", '{"systems": [1]}', '{"systems": ["name"]}', '{"systems": 5}', '{"config_hashes": [1]}'):
+        (out / "grid.json").write_text(record)
+        with pytest.raises(RunError, match=r"grid\.json: expected an object"):
+            grid_results(run_of(out))
 
 
 def test_a_finished_run_with_broken_logits_counts_as_diverged(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from relevance.errors import RecipeError
 from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
 from training.grid import stage
-from training.grid.systems import SYSTEMS, overridden, systems_of
+from training.grid.systems import SYSTEMS, check_common, overridden, systems_of
 from training.recipe import RECIPES, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -187,8 +187,10 @@ def test_every_system_fits_a_recipe_and_those_that_search_have_equally_many_tria
             overridden(recipe, {**system.overrides, **trial})
     assert {len(system.search) for system in SYSTEMS.values() if system.search} == {recipe.grid.trials}
     for system in SYSTEMS.values():
-        if system.group in {"control", "sweep"} and "paper" not in system.name:
+        if system.group == "control" and "paper" not in system.name:
             assert system.tuned_as == "lrkd_gat"
+        if system.group == "sweep":
+            assert SYSTEMS[system.tuned_as].search
 
 
 def test_an_unknown_system_and_a_missing_member_are_refused_by_name():
@@ -197,6 +199,44 @@ def test_an_unknown_system_and_a_missing_member_are_refused_by_name():
         systems_of(load_recipe("tiny", ["grid.systems=['lrkd_best']"]))
     with pytest.raises(RecipeError, match="members of 'lrkd_each' beside it, found no"):
         systems_of(load_recipe("tiny", ["grid.systems=['lrkd_each', 'lrkd_user']"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["student.rationale_terms=['crsd']", "student.fit.soft_label_weight=1.0", "student.guidance_weight=0.0"],
+)
+def test_a_common_recipe_that_is_a_method_itself_is_refused(recipe, tmp_path, override):
+    """Plain BERT would be that method under its own title, and LRKD with λ = 0 no LRKD."""
+    with pytest.raises(RecipeError, match=override.split("=")[0].replace(".", r"\.")):
+        stage.main([str(recipe), "--out", str(tmp_path), "--set", override])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--systems", "lrkd_mlp"], "expected some of its systems .*found .'lrkd_mlp'"),
+        (["--seeds", "7"], r"expected some of \(0, 1\), found 7"),
+        (["--seeds", "one"], "found one"),
+        (["--set", "grid.seeds=[0, 0]"], "expected each value once"),
+        (["--set", "grid.systems=[]"], "expected some of its systems"),
+        (["--set", "grid.ours='lrkd_best'"], "found lrkd_best"),
+    ],
+)
+def test_a_selection_that_is_not_the_recipes_is_refused(recipe, tmp_path, options, message):
+    """Never an empty grid that ends well."""
+    with pytest.raises(RecipeError, match=message):
+        stage.main([str(recipe), "--out", str(tmp_path), *options])
+
+
+def test_a_status_that_was_cut_short_counts_as_none(tmp_path):
+    """A process killed while it wrote did not finish."""
+    from training.grid.status import read_status, write_status
+
+    assert read_status(tmp_path) is None
+    write_status(tmp_path, {"state": "done"})
+    assert read_status(tmp_path) == {"state": "done"}
+    (tmp_path / "status.json").write_text('{"state": "do')
+    assert read_status(tmp_path) is None
 
 
 def test_a_system_that_would_train_longer_is_refused(recipe, tmp_path, monkeypatch):
@@ -210,6 +250,10 @@ def test_a_system_that_would_train_longer_is_refused(recipe, tmp_path, monkeypat
 
 
 def test_the_shipped_grids_name_systems_that_exist():
-    """Every recipe with a grid."""
-    for path in sorted(RECIPES.glob("*.toml")):
-        systems_of(load_recipe(path.stem))
+    """Every recipe with a grid; its common part is no method by itself."""
+    recipes = [load_recipe(path.stem) for path in sorted(RECIPES.glob("*.toml"))]
+    grids = [recipe for recipe in recipes if recipe.grid.systems]
+    assert len(grids) >= 4
+    for recipe in grids:
+        check_common(recipe)
+        assert systems_of(recipe)

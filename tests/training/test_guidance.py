@@ -7,7 +7,7 @@ import torch
 from relevance.errors import RecipeError
 from training.cot_store import CotStore
 from training.student.batches import Batch
-from training.student.guidance import EMBEDDING, PRESENT, GuidanceTerm, guidance_targets, reduced_by_pca
+from training.student.guidance import EMBEDDING, PRESENT, GuidanceTerm, guidance_targets, mean_square, reduced_by_pca
 from training.student.losses import (
     alike,
     cosine_guidance_loss,
@@ -36,7 +36,7 @@ def store():
 
 def targets(store, **recipe):
     """What a recipe makes of the store."""
-    return guidance_targets(store, GuidanceRecipe(**recipe), IDS, LABELS, seed=3)
+    return guidance_targets(store, GuidanceRecipe(**{"centre": False, **recipe}), IDS, LABELS, seed=3)
 
 
 def embeddings(store):
@@ -102,6 +102,34 @@ def test_random_targets_differ_between_pairs_and_agree_between_calls(store):
 
     np.testing.assert_array_equal(first, again)
     assert len({tuple(row) for row in first[:-1, 0]}) == N - 1
+
+
+@pytest.mark.parametrize("target", ["cot", "shuffled", "random", "one_hot"])
+def test_centred_targets_have_no_mean_and_keep_their_differences(store, target):
+    """Each perspective by itself, over the pairs that have it, also where texts share a row."""
+    shared = CotStore(
+        store.perspectives,
+        store.embedding_ND,
+        {**store.row_of, (IDS[1], "user"): store.row_of[IDS[0], "rule"]},
+        store.model,
+    )
+    plain, mask = embeddings(targets(shared, target=target))
+    moved, moved_mask = embeddings(targets(shared, target=target, centre=True))
+
+    np.testing.assert_array_equal(mask, moved_mask)
+    for p in range(3):
+        there = mask[:, p]
+        np.testing.assert_allclose(moved[there, p].mean(axis=0), 0, atol=1e-6)
+        np.testing.assert_allclose(moved[there, p] - moved[0, p], plain[there, p] - plain[0, p], atol=1e-6)
+
+
+def test_the_mean_square_of_centred_targets_is_their_variance(store):
+    """What the guidance loss is when the latent says nothing."""
+    made = targets(store, centre=True)
+    values, mask = embeddings(made)
+
+    assert mean_square(made) == pytest.approx(float((values[mask] ** 2).sum(axis=1).mean()), rel=1e-5)
+    assert mean_square(made) < mean_square(targets(store))
 
 
 def test_a_fixed_pca_keeps_the_directions_of_most_variance(store):

@@ -24,7 +24,7 @@ from training.marketplace.facts import (
 )
 from training.marketplace.phrases import (
     MIN_PARAPHRASES,
-    TEST_FAMILY,
+    PROBE_FAMILY,
     TRAIN_FAMILY,
     Family,
     check_families,
@@ -48,7 +48,7 @@ source = "marketplace"
 queries = { train = 40, dev = 6, cal = 6, test = 20 }
 [rationales]
 generator = "marketplace"
-splits = ["train", "test"]
+splits = ["train", "dev", "cal", "test"]
 [annotate]
 teacher = "facts"
 folds = 2
@@ -141,38 +141,41 @@ def test_texts_are_fixed_by_pair_and_seed_and_name_no_class(intents, pairs):
 
 
 def test_the_families_share_no_text_and_every_kind_has_twenty_paraphrases():
-    """Openings times closings, in both; every relation and verdict has a kind; no phrase holds a class name."""
+    """Five openings times four closings, in both; every relation and verdict has a kind; no phrase names a class."""
     families = load_families()
 
-    assert not set(families[TRAIN_FAMILY].texts()) & set(families[TEST_FAMILY].texts())
+    assert not set(families[TRAIN_FAMILY].texts()) & set(families[PROBE_FAMILY].texts())
     for family in families.values():
-        assert all(len({*openings}) * 4 >= MIN_PARAPHRASES for openings in family.openings.values())
+        sizes = {(len({*o}), len({*c})) for o in family.openings.values() for c in family.closings.values()}
+        assert sizes == {(5, 4)}
+        assert MIN_PARAPHRASES == 5 * 4
         assert {f"{kind}_{r}" for kind in ("type", "rule") for r in RELATIONS} <= family.closings.keys()
         assert [text for text in family.texts() if label_pattern(ESCI).search(text)] == []
-    assert families[TRAIN_FAMILY].closings.keys() == families[TEST_FAMILY].closings.keys()
+    assert families[TRAIN_FAMILY].closings.keys() == families[PROBE_FAMILY].closings.keys()
 
 
 def test_overlapping_or_poor_families_are_refused():
     """One shared closing; and a kind with too few."""
     families = load_families()
-    train, test = families[TRAIN_FAMILY], families[TEST_FAMILY]
-    shared = Family(test.openings, {**test.closings, "tally": train.closings["tally"]})
-    poor = Family(test.openings, {**test.closings, "tally": test.closings["tally"][:3]})
+    train, probe = families[TRAIN_FAMILY], families[PROBE_FAMILY]
+    shared = Family(probe.openings, {**probe.closings, "tally": train.closings["tally"]})
+    poor = Family(probe.openings, {**probe.closings, "tally": probe.closings["tally"][:3]})
 
     with pytest.raises(InputError, match="expected families that share no text"):
-        check_families({TRAIN_FAMILY: train, TEST_FAMILY: shared})
-    with pytest.raises(InputError, match=r"too few: \['tally'\]"):
-        check_families({TRAIN_FAMILY: train, TEST_FAMILY: poor})
+        check_families({TRAIN_FAMILY: train, PROBE_FAMILY: shared})
+    with pytest.raises(InputError, match=r"openings times closings, with 5 openings too few: \['tally'\]"):
+        check_families({TRAIN_FAMILY: train, PROBE_FAMILY: poor})
 
 
-def test_test_pairs_are_written_in_the_other_family(options, pairs, data):
-    """The stage writes both splits; no opening of one file is in the other."""
+def test_train_shares_its_family_with_no_other_split(options, data):
+    """The stage writes all splits; no opening of train's file is in another, nor the other way round."""
     assert rationales.main(options) == 0
-    rows = {name: list(read_rationales(data.parent / f"rationales/rationales.{name}.jsonl")) for name in pairs}
+    names = ("train", "dev", "cal", "test")
+    rows = {name: list(read_rationales(data.parent / f"rationales/rationales.{name}.jsonl")) for name in names}
     families = load_families()
 
-    for name, other in (("train", TEST_FAMILY), ("test", TRAIN_FAMILY)):
-        assert len(pairs[name]) * 3 == len(rows[name])
+    for name, other in (("train", PROBE_FAMILY), *((name, TRAIN_FAMILY) for name in names[1:])):
+        assert len(read_labelled_pairs(data / f"pairs.{name}.parquet", ESCI)) * 3 == len(rows[name])
         openings = {opening for texts in families[other].openings.values() for opening in texts}
         assert not [row for row in rows[name] if any(f"{opening}, " in row.rationale for opening in openings)]
 

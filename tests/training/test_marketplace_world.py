@@ -31,11 +31,11 @@ from training.data.marketplace.world import (
     make_world,
 )
 from training.data.near_duplicates import near_duplicates
-from training.data.split import leak_report
+from training.data.split import check_leaks, hashed_together, leak_report
 from training.data.stage import main
 from training.marketplace.catalogue import CATEGORY, DIMS, load_catalogue
 from training.marketplace.facts import Intent, compare, facts_of_item, label_of, read_intents, read_truth
-from training.recipe import DataRecipe, MarketplaceRecipe
+from training.recipe import SPLITS, DataRecipe, MarketplaceRecipe
 
 CATALOGUE = load_catalogue()
 SMALL = {"train": 30, "dev": 8, "cal": 8, "test": 10}
@@ -144,6 +144,34 @@ def test_the_card_says_what_training_never_saw(folder, world):
     )
     assert card["share_of_moved_labels"] == pytest.approx(0.08, abs=0.03)
     assert card["test_pairs"] == {MAIN: 200, NEW_CATEGORY: 40, NEW_BRAND: 40}
+
+
+def test_the_card_says_which_classes_the_noise_is_in(folder):
+    """By class as labelled, recounted from the files: about a third of C is none, as expected of its neighbours."""
+    told = json.loads((folder / "card.json").read_text())["marketplace"]["share_of_moved_labels_by_class"]
+    truth = read_truth(folder / "truth.parquet")
+    pairs = [pair for name in SMALL for pair in read_labelled_pairs(folder / f"pairs.{name}.parquet", ESCI)]
+    clean = dict(zip(CLASSES, clean_priors(0.08), strict=True))
+    into_c = 0.08 * (clean["I"] + clean["S"] * PRIORS[2] / (PRIORS[0] + PRIORS[2]))
+
+    for name in CLASSES:
+        moved = [truth[pair.pair.pair_id][0] != name for pair in pairs if pair.label == name]
+        assert told[name] == pytest.approx(np.mean(moved), abs=1e-4)
+    assert 0.25 < into_c / PRIORS[2] < 0.4
+    assert min(told["C"], told["S"]) > 0.1 > max(told["E"], told["I"])
+
+
+def test_a_query_or_its_words_in_two_splits_fails_the_stage(world):
+    """The checks of the marketplace's stage together: the same words of a test query asked before, in either order."""
+    splits = {name: [s.labelled for s in world.pairs if s.own_split == name] for name in SPLITS}
+    hashed = hashed_together(DataRecipe(source="marketplace"))
+    query = splits["test"][0].pair.query.text
+    check_leaks(leak_report(splits), hashed)
+
+    for text in (query, " ".join(reversed(query.split()))):
+        planted = LabelledPair(Pair(Query(text, "z"), Item("Words Of No Other Title", "z")), "E")
+        with pytest.raises(RunError, match="expected no query in both dev and test, found 1"):
+            check_leaks(leak_report({**splits, "dev": [*splits["dev"], planted]}), hashed)
 
 
 def test_classes_have_about_the_shares_of_the_priors():

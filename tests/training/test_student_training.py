@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pair
 from training.predictions import read_predictions
 from training.recipe import load_recipe
 from training.runs import DONE, Run
+from training.soft_labels import SoftLabels, write_soft_labels
 from training.student import train
 from training.student.fit import rate_factor
 
@@ -178,3 +180,24 @@ def test_two_processes_train_one_student(data, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert [note["epoch"] for note in notes if "epoch" in note] == [1]
     assert len(read_predictions(run.path / "student" / "predictions.dev.parquet")) == 64
+
+
+def test_a_query_over_the_limit_in_a_judged_split_is_named_before_anything_trains(data, tmp_path):
+    """Not after an epoch: the message names split, number and query."""
+    run = start(data, tmp_path / "short", "max_query_tokens=3")
+    with pytest.raises(RunError, match=r"(dev|cal|test): expected queries of at most 3 tokens, found \d+ pairs"):
+        train_student(run)
+    assert not (run.path / "student" / "fits").exists()
+
+
+def test_soft_labels_of_other_pairs_are_refused(data, tmp_path):
+    """Label distillation without one soft label of the training pairs would be plain BERT under another name."""
+    run = start(data, tmp_path / "soft", "student.fit.soft_label_weight=1.0")
+    folder = run.path / "annotate"
+    folder.mkdir()
+    pair = Pair(Query("red lamp", "elsewhere"), Item("Red lamp", "none"))
+    soft = SoftLabels([pair], np.full((1, 4), 0.25, np.float32), np.zeros((1, 0), np.float32))
+    write_soft_labels(folder / "soft_labels.parquet", soft)
+    (folder / DONE).write_text(json.dumps({"inputs": ""}))
+    with pytest.raises(RunError, match="expected soft labels of the training pairs, found none"):
+        train_student(run)

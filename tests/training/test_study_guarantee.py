@@ -102,15 +102,16 @@ def test_a_population_that_can_not_be_certified_says_so():
     figures = check_guarantee(Population("lost", best_filtered, nothing), n_queries=80, rule=RULE, draws=5)
     assert figures["certified"] == 0
     assert np.isnan(figures["coverage"]["value"])
+    assert figures["broken"]["value"] == 0.0
     assert figures["verdict"] == "nothing was certified"
 
 
 @pytest.mark.parametrize(
     ("held", "draws", "verdict"),
-    [(1000, 1000, "at least nominal"), (950, 1000, "not told apart from nominal"), (900, 1000, "below nominal")],
+    [(1000, 1000, "kept"), (950, 1000, "undecided"), (900, 1000, "broken")],
 )
-def test_the_coverage_has_its_clopper_pearson_interval(held, draws, verdict):
-    """The ends are quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k); the verdict compares them with 0.95."""
+def test_shares_have_their_clopper_pearson_intervals(held, draws, verdict):
+    """The ends are quantiles of Beta(k, n - k + 1) and Beta(k + 1, n - k); all certified, broken is 1 - coverage."""
     outcome = {"certified": True, "pair_rate": 0.2, "irrelevant_filtered": 0.5}
     outcomes = [outcome | {"query_rate": 0.04 if i < held else 0.06} for i in range(draws)]
     figures = summary("p", 100, RULE, outcomes)
@@ -119,8 +120,23 @@ def test_the_coverage_has_its_clopper_pearson_interval(held, draws, verdict):
     assert figures["coverage"]["high"] == pytest.approx(
         1.0 if held == draws else stats.beta.ppf(0.975, held + 1, draws - held)
     )
-    assert figures["pair_coverage"]["value"] == 0.0
+    assert figures["broken"]["value"] == pytest.approx(1 - held / draws)
+    assert figures["broken"]["high"] == pytest.approx(1 - figures["coverage"]["low"])
+    assert (figures["pair_coverage"]["value"], figures["pair_broken"]["value"]) == (0.0, 1.0)
     assert figures["verdict"] == verdict
+
+
+def test_the_promise_counts_all_samples_and_not_the_certified_alone():
+    """Of 1,000 samples 100 are certified, 20 of them wrongly: the coverage is 0.8, and 2 % break a promise of 5 %."""
+    outcomes = [
+        {"certified": i < 100, "query_rate": 0.06 if i < 20 else 0.04, "pair_rate": 0.04, "irrelevant_filtered": 0.5}
+        for i in range(1000)
+    ]
+    figures = summary("p", 100, RULE, outcomes)
+    assert (figures["coverage"]["value"], figures["broken"]["value"]) == (0.8, 0.02)
+    assert figures["broken"]["high"] == pytest.approx(stats.beta.ppf(0.975, 21, 980))
+    assert figures["verdict"] == "kept"
+    assert figures["pair_broken"]["value"] == 0.0
 
 
 def test_a_resample_holds_whole_queries_each_copy_under_a_name_of_its_own(rows):

@@ -34,6 +34,7 @@ from training.studies.probing import (
     main,
     study_probing,
 )
+from training.studies.probing_page import table
 from training.studies.states import collect_states, random_projection, with_fresh_extractor
 
 RECIPE = """\
@@ -218,6 +219,45 @@ def test_what_the_label_says_is_no_gain_over_the_label(planted):
     assert figures["latent"]["over_label"]["low"] > 0.1
 
 
+@pytest.fixture(scope="module")
+def seeds():
+    """The comparison for a seed whose r holds `gift`, for one whose r is noise, for both, and for the first twice."""
+    rng = np.random.default_rng(7)
+    query, _, _, gift = invented(60, 5, rng)
+    settings = ProbingSettings(rules(20, folds=5), draws=400)
+    keywords = find_keywords(texts_of({"gift": gift}), ["lamp"] * 300, query, NO_EVIDENCE[:300], rules=settings.rules)
+    types = np.array([f"type{i}" for i in rng.integers(0, 25, 300)])
+    noise = {name: rng.normal(size=(300, 3)) for name in REPRESENTATIONS}
+    good = noise | {"latent": gift[:, None] + rng.normal(size=(300, 3)) * 0.3}
+    bad = {name: rng.normal(size=(300, 3)) for name in REPRESENTATIONS}
+    return {
+        name: compare(states, keywords, query, types, settings=settings, seed=0)
+        for name, states in (("good", [good]), ("bad", [bad]), ("both", [good, bad]), ("twice", [good, good]))
+    }
+
+
+def test_intervals_hold_what_other_seeds_would_give(seeds):
+    """Two seeds that differ: each is drawn twice in a quarter of the draws, so the interval reaches past both."""
+    good, bad, both = (seeds[name]["comparisons"]["cls"]["latent_minus"] for name in ("good", "bad", "both"))
+    assert both["value"] == pytest.approx((good["value"] + bad["value"]) / 2)
+    assert both["low"] < bad["value"] < good["value"] < both["high"]
+    assert good["high"] - good["low"] < 0.7 * (both["high"] - both["low"])
+
+
+def test_a_seed_taken_twice_widens_no_interval(seeds):
+    """Weights of seeds sum to 1 in every draw, so the intervals are of queries alone, as with one seed."""
+    for name, comparison in seeds["good"]["comparisons"].items():
+        assert seeds["twice"]["comparisons"][name]["latent_minus"] == pytest.approx(comparison["latent_minus"])
+
+
+def test_the_control_task_is_a_mean_over_seeds_too(seeds):
+    """F1 on labels without meaning of both seeds' states, half each."""
+    (good, bad, both) = (seeds[name]["keywords"][0]["control_f1"] for name in ("good", "bad", "both"))
+    for name in REPRESENTATIONS:
+        assert both[name] == pytest.approx((good[name] + bad[name]) / 2)
+    assert good != bad
+
+
 def test_states_are_those_of_each_pair_alone(make_student, tiny_pairs):
     """Batches, padding and order change nothing: each row equals a run of its pair alone, and logits are predict's."""
     student, tokenizer = make_student()
@@ -300,6 +340,8 @@ def test_the_study_writes_its_result_table_and_plot(grid):
     assert set(result["comparisons"]) == set(REPRESENTATIONS) - {"latent"}
     page = (folder / "table.md").read_text()
     assert all(title in page for title in REPRESENTATIONS.values())
+    assert "whole queries drawn, for this one student of each system" in page
+    assert "whole queries and, apart from them, the 3 seeds drawn" in table({**result, "seeds": [0, 1, 2]})
     assert (folder / "delta.svg").read_text().count("<path") > 10
     written = (folder / "result.json").stat().st_mtime_ns
     assert main(argv) == 0

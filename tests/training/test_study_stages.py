@@ -97,6 +97,7 @@ def test_the_calibration_study_writes_tables_and_charts(run):
     assert "reliability.pooled.isotonic.svg" in charts
     assert len(charts) == 4 * 3
     assert "| pooled | vector |" in table
+    assert "The promise P(certified and false-filter rate > 0.05) ≤ 0.05 on known populations" in table
     assert json.loads((run / "test_reads.jsonl").read_text().splitlines()[0])["study"] == "calibration"
 
 

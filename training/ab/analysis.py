@@ -47,22 +47,33 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimates:
-    """Both readings of one metric in control and treatment; `adjusted` is None without a past."""
+class Reading:
+    """One metric in control and treatment.
 
-    plain: tuple[Ratio, Ratio]
-    adjusted: tuple[Ratio, Ratio] | None
+    Args: ratios: as measured; plain, adjusted: the lift as measured and with CUPED, None where there is none; removed:
+        share of the variance that CUPED takes away, None without it; note: why a lift or CUPED is missing though there
+        are data, or None.
+    """
+
+    ratios: tuple[Ratio, Ratio]
+    plain: Lift | None
+    adjusted: Lift | None
+    removed: float | None
+    note: str | None
 
     @property
-    def best(self) -> tuple[Ratio, Ratio]:
-        """The adjusted ratios where there are any."""
+    def best(self) -> Lift | None:
+        """The lift with CUPED where there is one."""
         return self.adjusted or self.plain
 
 
 def analyse(events: Events, question: Question) -> dict[str, Any]:
     """Give the content of ab.json.
 
-    Raises: InputError: if the control, the primary metric or the shares do not fit the events, or an arm is empty.
+    A figure that cannot be had, such as a secondary metric's lift where an arm has none of it, is None.
+
+    Raises: InputError: if the control, the primary metric or the shares do not fit the events, an arm is empty, or the
+        primary metric has no lift because a ratio is not clearly above 0.
     """
     control, treatments = _arms(events, question)
     metrics = {name: column for name, (column, _) in METRICS.items() if column in events.values}
@@ -73,7 +84,7 @@ def analyse(events: Events, question: Question) -> dict[str, Any]:
     for arm in treatments:
         found[events.variants[arm]] = {
             "metrics": {
-                name: _metric(name, _estimates(user_totals(events, column), control, arm), question)
+                name: _metric(name, _reading(user_totals(events, column), (control, arm), question), question)
                 for name, column in metrics.items()
             },
             "looks": _looks(events, metrics[question.primary], (control, arm), question),
@@ -121,35 +132,41 @@ def _sample_ratio(events: Events, question: Question) -> dict[str, Any]:
     return {"p": p, "alarm": p < SRM_ALARM, "shares": {name: shares[name] / total for name in events.variants}}
 
 
-def _estimates(totals: UserTotals, control: int, arm: int) -> Estimates:
-    arms = (control, arm)
-    adjusted = adjusted_ratios(totals, arms)
-    return Estimates(
-        plain=(arm_ratio(totals, control), arm_ratio(totals, arm)),
-        adjusted=None if adjusted is None else (adjusted[0], adjusted[1]),
-    )
+def _reading(totals: UserTotals, arms: tuple[int, int], question: Question) -> Reading:
+    confidence = question.confidence
+    control, treatment = (arm_ratio(totals, arm) for arm in arms)
+    plain = lift_of(treatment, control, confidence=confidence)
+    if not plain.known:
+        found = f"{control.value:.4g} in the control, {treatment.value:.4g} in the treatment"
+        note = f"no lift: expected ratios clearly above 0 in both arms, found {found}"
+        return Reading((control, treatment), None, None, None, note)
+    pair = adjusted_ratios(totals, arms)
+    adjusted = None if pair is None else lift_of(pair[1], pair[0], confidence=confidence)
+    if adjusted is None or not adjusted.known:
+        no_past = totals.pre_numerator_U is None
+        note = "no CUPED: the past is empty or alike for all users, or would push a ratio to 0 or below"
+        return Reading((control, treatment), plain, None, None, None if no_past else note)
+    removed = 1 - adjusted.variance / plain.variance if plain.variance > 0 else None
+    return Reading((control, treatment), plain, adjusted, removed, None)
 
 
-def _metric(name: str, estimates: Estimates, question: Question) -> dict[str, Any]:
-    confidence, scale = question.confidence, METRICS[name][1]
-    lifts = [
-        None if pair is None else lift_of(pair[1], pair[0], confidence=confidence)
-        for pair in (estimates.plain, estimates.adjusted)
-    ]
-    plain, adjusted = lifts
-    best = adjusted or plain
-    if best is None or plain is None or np.isnan(best.p):
-        raise InputError(f"{name}: expected positive ratios in both arms, found {[r.value for r in estimates.best]}")
+def _metric(name: str, reading: Reading, question: Question) -> dict[str, Any]:
+    confidence, scale, best = question.confidence, METRICS[name][1], reading.best
+    if best is None and name == question.primary:
+        raise InputError(f"{name}: {reading.note}")
     return {
         **{
             arm: {"value": ratio.value * scale, **_ends(ratio.interval(confidence), scale)}
-            for arm, ratio in zip(("control", "treatment"), estimates.plain, strict=True)
+            for arm, ratio in zip(("control", "treatment"), reading.ratios, strict=True)
         },
-        "lift": _lift(plain),
-        "lift_cuped": None if adjusted is None else _lift(adjusted),
-        "variance_removed": None if adjusted is None else 1 - adjusted.variance / plain.variance,
-        "p": best.p,
-        "detectable_lift": detectable_lift(best.variance, power=question.power, confidence=confidence),
+        "lift": _lift(reading.plain),
+        "lift_cuped": _lift(reading.adjusted),
+        "variance_removed": reading.removed,
+        "p": None if best is None else best.p,
+        "detectable_lift": None
+        if best is None
+        else detectable_lift(best.variance, power=question.power, confidence=confidence),
+        "note": reading.note,
     }
 
 
@@ -181,12 +198,18 @@ def _adjust_for_many(found: dict[str, dict[str, Any]], question: Question) -> No
     primary = [result["metrics"][question.primary] for result in found.values()]
     others = [m for r in found.values() for name, m in r["metrics"].items() if name != question.primary]
     for family in (primary, others):
-        for metric, p in zip(family, holm([m["p"] for m in family]), strict=True):
-            metric["p_holm"] = p
+        _add_holm(family)
     if question.planned_lift is not None:
         last = [r["looks"][-1]["p"] if r["looks"] else 1.0 for r in found.values()]
         for result, p in zip(found.values(), holm(last), strict=True):
             result["p_always_valid_holm"] = p
+
+
+def _add_holm(family: Sequence[dict[str, Any]]) -> None:
+    """Add p_holm to rows with p; where p is None there is no test, and the row does not count in the family."""
+    adjusted = holm([float("nan") if row["p"] is None else row["p"] for row in family])
+    for row, p in zip(family, adjusted, strict=True):
+        row["p_holm"] = None if row["p"] is None else p
 
 
 def _verdict(result: dict[str, Any], alarm: bool, question: Question) -> str:
@@ -220,8 +243,7 @@ def _segments(
                 table += [
                     {"segment": segment, "value": value, "treatment": events.variants[arm], **row} for row in found
                 ]
-    for row, p in zip(table, holm([row["p"] for row in table]), strict=True):
-        row["p_holm"] = p
+    _add_holm(table)
     return table, too_few
 
 
@@ -232,24 +254,32 @@ def _segment_rows(
     arms: tuple[int, int],
     question: Question,
 ) -> list[dict[str, Any]] | None:
-    """Give one row a metric; None where an arm has too few users or a metric no positive ratio."""
+    """Give one row a metric; None where an arm has too few users or nothing below the line."""
     shares = dict(question.shares) or dict.fromkeys(events.variants, 1.0)
     table = []
     for name, column in metrics.items():
         totals = user_totals(events, column, rows)
         users = [int(np.sum(totals.variant_U == arm)) for arm in arms]
-        positive = (totals.numerator_U[totals.variant_U == arm].sum() > 0 for arm in arms)
-        if min(users) < FEWEST_USERS or not all(positive):
+        below_line = [totals.denominator_U[totals.variant_U == arm].sum() for arm in arms]
+        if min(users) < FEWEST_USERS or min(below_line) <= 0:
             return None
-        control, treatment = _estimates(totals, *arms).best
-        lift = lift_of(treatment, control, confidence=question.confidence)
-        sample_ratio = sample_ratio_p(users, [shares[events.variants[arm]] for arm in arms])
-        table.append({"metric": name, "users": sum(users), "lift": _lift(lift), "p": lift.p, "srm_p": sample_ratio})
+        reading = _reading(totals, arms, question)
+        table.append(
+            {
+                "metric": name,
+                "users": sum(users),
+                "lift": _lift(reading.best),
+                "cuped": reading.adjusted is not None,
+                "p": None if reading.best is None else reading.best.p,
+                "srm_p": sample_ratio_p(users, [shares[events.variants[arm]] for arm in arms]),
+                "note": reading.note,
+            }
+        )
     return table
 
 
-def _lift(lift: Lift) -> dict[str, float]:
-    return {"value": lift.value, "low": lift.low, "high": lift.high}
+def _lift(lift: Lift | None) -> dict[str, float] | None:
+    return None if lift is None else {"value": lift.value, "low": lift.low, "high": lift.high}
 
 
 def _ends(ends: tuple[float, float], scale: float = 1.0) -> dict[str, float]:

@@ -5,6 +5,7 @@ Suffixes: U users. A metric is a ratio of totals R = ΣN/ΣD over users; users a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ Floats = NDArray[np.float64]
 SRM_ALARM = 0.001
 """Below this p a sample ratio mismatch is taken for a broken experiment (Fabijan et al., KDD 2019)."""
 _FEWEST_USERS = 2
+_ROUNDING = 1e-24
+"""A log ratio's variance up to which nothing but rounding differs between users."""
+_UNKNOWN = 100.0
+"""A log ratio's variance from which a ratio is as good as 0: its lift would lie anywhere between −100 % and 10⁸."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Lift:
     """A treatment's ratio over the control's, less one.
 
     Args: value, low, high: relative (0.01 is +1 %); variance: of the log ratio; p: two-sided. nan where either ratio is
-        not positive.
+        not clearly above 0.
     """
 
     value: float
@@ -56,6 +61,11 @@ class Lift:
     high: float
     variance: float
     p: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a lift at all."""
+        return not math.isnan(self.variance)
 
 
 def normal_quantile(confidence: float) -> float:
@@ -87,7 +97,8 @@ def adjusted_ratios(totals: UserTotals, arms: Sequence[int]) -> tuple[Ratio, ...
     The covariate is the linearised ratio before the experiment, about the ratio of all arms together, so that its mean
     is alike in every arm up to chance; a user without a past has 0. One slope θ = Cov/Var from all arms, within arms.
 
-    Returns: None where there is no past, or all users' pasts are alike.
+    Returns: None where there is no past, or all users' pasts are alike, or a ratio is not positive, be it as measured
+        or as adjusted: a past far from the mean can push a small ratio below 0, which no lift can be had of.
     Raises: InputError: as `arm_ratio`.
     Source: Deng et al., WSDM 2013, §3 and appendix B (CUPED for ratio metrics by the delta method).
     """
@@ -96,11 +107,12 @@ def adjusted_ratios(totals: UserTotals, arms: Sequence[int]) -> tuple[Ratio, ...
     numerator_U, denominator_U = totals.pre_numerator_U, totals.pre_denominator_U
     if denominator_U.sum() <= 0:
         return None
-    past_U = linearised(numerator_U, denominator_U, numerator_U.sum() / denominator_U.sum(), denominator_U.mean())
+    ratio = float(numerator_U.sum() / denominator_U.sum())
+    past_U = linearised(numerator_U, denominator_U, ratio, float(denominator_U.mean()))
     pasts = [past_U[totals.variant_U == arm] for arm in arms]
     plain = [_linear(totals, arm) for arm in arms]
     spread = sum(float(np.sum((past - past.mean()) ** 2)) for past in pasts)
-    if spread == 0:
+    if spread <= _ROUNDING * ratio**2 * len(past_U):
         return None
     slope = (
         sum(
@@ -109,20 +121,29 @@ def adjusted_ratios(totals: UserTotals, arms: Sequence[int]) -> tuple[Ratio, ...
         )
         / spread
     )
-    return tuple(
-        Ratio(value - slope * float(past.mean()), float((linear - slope * past).var(ddof=1)) / len(past), len(past))
+    adjusted = tuple(
+        Ratio(value - float(slope * past.mean()), float((linear - slope * past).var(ddof=1)) / len(past), len(past))
         for past, (value, linear) in zip(pasts, plain, strict=True)
     )
+    values = [one.value for one in adjusted] + [value for value, _ in plain]
+    return adjusted if min(values) > 0 else None
 
 
 def lift_of(treatment: Ratio, control: Ratio, *, confidence: float = 0.95) -> Lift:
-    """Give the relative lift with a delta-method interval on the logarithm: exp(log R_t/R_c ± z·se) − 1."""
-    if treatment.value <= 0 or control.value <= 0:
-        return Lift(*[float("nan")] * 5)
-    log_lift = float(np.log(treatment.value / control.value))
+    """Give the relative lift with a delta-method interval on the logarithm: exp(log R_t/R_c ± z·se) − 1.
+
+    Returns: nan throughout where a ratio is not positive, or so near 0 that its relative error has no bounds; a
+        variance of 0 and p of 0 or 1 where no user's ratio differs from the arm's.
+    """
     variance = treatment.relative_variance + control.relative_variance
+    if not variance < _UNKNOWN:
+        return Lift(*[float("nan")] * 5)
+    log_lift = math.log(treatment.value) - math.log(control.value)
+    if variance <= _ROUNDING:
+        value = math.expm1(log_lift)
+        return Lift(value, value, value, 0.0, float(abs(log_lift) <= _ROUNDING**0.5))
     half = normal_quantile(confidence) * variance**0.5
-    p = float(2 * stats.norm.sf(abs(log_lift) / variance**0.5)) if variance > 0 else float(log_lift == 0)
+    p = float(2 * stats.norm.sf(abs(log_lift) / variance**0.5))
     value, low, high = (float(np.expm1(log_lift + shift)) for shift in (0.0, -half, half))
     return Lift(value, low, high, variance, p)
 

@@ -63,11 +63,11 @@ def _metrics(report: dict[str, Any], result: dict[str, Any]) -> Iterable[str]:
                 _plain(metric["control"]),
                 _plain(metric["treatment"]),
                 _relative(metric["lift"]),
-                "–" if metric["lift_cuped"] is None else _relative(metric["lift_cuped"]),
-                "–" if metric["variance_removed"] is None else f"{metric['variance_removed']:.0%}",
-                f"{metric['p']:.3g}",
-                f"{metric['p_holm']:.3g}",
-                f"{metric['detectable_lift']:+.1%}",
+                _relative(metric["lift_cuped"]),
+                _number(metric["variance_removed"], ".0%"),
+                _number(metric["p"], ".3g"),
+                _number(metric["p_holm"], ".3g"),
+                _number(metric["detectable_lift"], "+.1%"),
             ]
             for name, metric in result["metrics"].items()
         ),
@@ -78,6 +78,10 @@ def _metrics(report: dict[str, Any], result: dict[str, Any]) -> Iterable[str]:
         f"found with {report['power']:.0%} power by an experiment this precise. These intervals hold at one look, "
         f"planned in advance."
     )
+    for name, metric in result["metrics"].items():
+        if metric["note"] is not None:
+            yield ""
+            yield f"{_NAMES[name]}: {metric['note']}."
 
 
 def _looks(report: dict[str, Any], result: dict[str, Any]) -> Iterable[str]:
@@ -103,9 +107,9 @@ def _segments(report: dict[str, Any]) -> Iterable[str]:
                 _cell(row["treatment"]),
                 _NAMES[row["metric"]],
                 str(row["users"]),
-                _relative(row["lift"]),
-                f"{row['p']:.3g}",
-                f"{row['p_holm']:.3g}",
+                _relative(row["lift"]) + (" (CUPED)" if row["cuped"] else ""),
+                _number(row["p"], ".3g"),
+                _number(row["p_holm"], ".3g"),
                 f"{row['srm_p']:.3f}",
             ]
             for row in report["segments"]
@@ -113,6 +117,11 @@ def _segments(report: dict[str, Any]) -> Iterable[str]:
     )
     yield ""
     yield "One Holm family over the whole table. A segment that the treatment itself can move is no segment."
+    for row in report["segments"]:
+        if row["lift"] is None:
+            of = f"{_cell(row['segment'])} = {_cell(row['value'])}, {_cell(row['treatment'])}"
+            yield ""
+            yield f"{of}, {_NAMES[row['metric']]}: {row['note']}."
     if report["segments_with_too_few_users"]:
         yield ""
         yield f"Too few users or events: {'; '.join(map(_cell, report['segments_with_too_few_users']))}."
@@ -129,7 +138,13 @@ def _plain(figure: dict[str, float]) -> str:
     return f"{figure['value']:.4g} ({figure['low']:.4g} to {figure['high']:.4g})"
 
 
-def _relative(figure: dict[str, float]) -> str:
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _relative(figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return "–"
     return f"{figure['value']:+.2%} ({figure['low']:+.2%} to {figure['high']:+.2%})"
 
 

@@ -46,7 +46,7 @@ def always_valid(lift: Lift, *, planned_lift: float, confidence: float = 0.95) -
         where a fixed test of that lift would have 80 % power.
     Returns: low, high, p; nan where the lift is.
     """
-    if math.isnan(lift.variance) or lift.variance == 0:
+    if not lift.known or lift.variance == 0:
         return float("nan"), float("nan"), float("nan")
     theta, variance, mixture = math.log1p(lift.value), lift.variance, math.log1p(planned_lift) ** 2
     total = variance + mixture

@@ -82,6 +82,9 @@ def _plan(arguments: argparse.Namespace) -> str:
     chances: dict[str, Any] = {"power": arguments.power, "confidence": arguments.confidence}
     lines = []
     for name, variance in _relative_variances(arguments).items():
+        if not variance > 0:
+            lines.append(f"{name}: no plan (expected a ratio above 0 that differs between users)")
+            continue
         n = users_per_arm(variance, arguments.plan, **chances)
         lines.append(f"{name}: {n} users an arm (relative variance of a user {variance:.4g})")
     return "\n".join([f"a lift of {arguments.plan:+.2%} with {arguments.power:.0%} power needs", *lines])

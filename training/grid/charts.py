@@ -75,3 +75,34 @@ def seed_spread(runs: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xlabel("macro-F1, one mark a seed")
         axes.grid(axis="y", color="#edf2f7")
         return svg(figure, "Macro-F1 of every seed")
+
+
+def response_curve(sweep: Mapping[str, Any]) -> str:
+    """Draw macro-F1 over the values of a swept key with intervals, and ours as a line and a band.
+
+    Args: sweep: of results.json, with at least one finished point; numbers stand on a logarithmic axis.
+    """
+    points, ours = sweep["points"], sweep["ours"]
+    numbers = all(isinstance(point["value"], int | float) and point["value"] > 0 for point in points)
+    at = [point["value"] if numbers else float(i) for i, point in enumerate(points)]
+    drawn = [(x, point["figure"]) for x, point in zip(at, points, strict=True) if point["figure"]]
+    with mpl.rc_context(STYLE | {"svg.hashsalt": f"response_curve {sweep['name']}"}):
+        figure = Figure(figsize=(4.8, 2.8), layout="constrained")
+        axes = figure.subplots()
+        if ours is not None:
+            axes.axhline(ours["value"], color=_OPEN, linestyle="--", linewidth=1, label="ours")
+            if ours["low"] is not None and ours["high"] is not None:
+                axes.axhspan(ours["low"], ours["high"], color="#edf2f7")
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
+        for x, own in drawn:
+            if own["low"] is not None and own["high"] is not None:
+                axes.plot([x, x], [own["low"], own["high"]], color=_CLASSES[0], linewidth=1.2)
+        axes.plot(
+            [x for x, _ in drawn], [own["value"] for _, own in drawn], color=_CLASSES[0], marker="o", markersize=4
+        )
+        if numbers:
+            axes.set_xscale("log")
+        axes.set_xticks(at, [str(point["value"]) for point in points])
+        axes.minorticks_off()
+        axes.set(xlabel=sweep["title"], ylabel="macro-F1")
+        return svg(figure, f"Response curve: {sweep['title']}")

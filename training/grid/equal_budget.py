@@ -16,27 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from relevance.errors import RecipeError, RowError
 
-BUDGET_KEYS = (
-    "student.fit.epochs",
-    "student.fit.batch_size",
-    "student.fit.max_pair_tokens",
-    "student.fit.patience",
-    "student.encoder",
-    "student.seeds",
-    "student.max_queries",
-    "student.warm_up",
-    "student.warm_up_template",
-    "student.random_negatives",
-    "template",
-    "max_query_tokens",
-    "max_pair_tokens",
-    "data",
-    "scheme",
-    "seed",
-    "evaluate",
-    "grid",
+METHOD_KEYS = (
+    "student.extractor",
+    "student.guidance",
+    "student.guidance_weight",
+    "student.rationale_terms",
+    "student.ced_kd",
+    "student.mkd",
+    "student.crsd",
+    "student.soft_labels",
+    "student.fit.soft_label_weight",
+    "student.fit.learning_rate",
+    "student.fit.head_learning_rate",
+    "student.fit.rate_factor",
 )
-"""Recipe keys and sections that decide how much a student trains, on what, and how it is judged."""
+"""Recipe keys and sections that make a method, or that are tuned; all others are budget, input or judgement."""
 
 Overrides = Mapping[str, object]
 """Dotted recipe key → value; a value may be a section (a mapping)."""
@@ -53,7 +47,10 @@ class Allowance:
 
 
 class _Trial(BaseModel):
-    """One row of a tuning ledger; dev: None for a trial that diverged, which counts as spent."""
+    """One row of a tuning ledger.
+
+    Args: dev: None for a trial that diverged, which counts as spent; common: hash of what all trials share.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -61,7 +58,7 @@ class _Trial(BaseModel):
     trial: int = Field(ge=0)
     overrides: dict[str, object]
     dev: float | None = Field(allow_inf_nan=False)
-    config_hash: str = Field(min_length=1)
+    common: str = Field(min_length=1)
 
 
 def check_budget(
@@ -69,8 +66,8 @@ def check_budget(
 ) -> tuple[Allowance, ...]:
     """Refuse systems that change budget or input for themselves alone.
 
-    Args: overrides: system → what it changes in the recipe; a key of `BUDGET_KEYS` that all systems set to one value is
-        the recipe's business and passes; allowances: system → {key or section → reason}.
+    Args: overrides: system → what it changes in the recipe; a key outside `METHOD_KEYS` that all systems set to one
+        value is the recipe's business and passes; allowances: system → {key or section → reason}.
     Returns: the differences that an allowance covers, for the report.
     Raises: RecipeError: naming system, key and value of each other difference; or if an allowance has no reason, or
         covers nothing that its system sets.
@@ -96,24 +93,39 @@ def check_budget(
     return tuple(shown)
 
 
-def choose_tuned(ledger: Path, systems: Sequence[str], trials: int) -> dict[str, dict[str, object]]:
+def choose_tuned(
+    ledger: Path, searches: Mapping[str, Sequence[Overrides]], common: str
+) -> dict[str, dict[str, object]]:
     """Give the overrides of each system's best trial on dev, the earliest one of equals.
 
-    Args: ledger: JSON Lines with `system`, `trial`, `overrides`, `dev` (null: diverged) and `config_hash`; rows of
-        systems not asked for are left alone; trials: how many each system must have, no fewer and no more.
-    Raises: RecipeError: if the file is missing, trials are missing, repeated, unequal or all diverged, or one changes
-        the budget; RowError: if a row is malformed, naming line and field.
+    Args: ledger: JSON Lines with `system`, `trial`, `overrides`, `dev` (null: diverged) and `common`; rows of systems
+        not asked for are left alone; searches: system → the trials it must have, no fewer, no more and no others;
+        common: hash of the recipe that the grid's trials share, which must be the ledger's.
+    Raises: RecipeError: if the file is missing, trials are missing, repeated, foreign or all diverged, or were run
+        under another common recipe; RowError: if a row is malformed, naming line and field.
     """
     rows: dict[str, list[_Trial]] = defaultdict(list)
     for number, row in _read(ledger):
-        spent = [key for key, _ in _leaves(row.overrides) if _is_budget(key)]
-        if spent:
-            raise RecipeError(f"{ledger.name}, row {number}: expected no change of budget or input, found {spent}")
+        search = searches.get(row.system)
+        if search is None:
+            continue
+        if row.trial >= len(search) or dict(search[row.trial]) != row.overrides:
+            expected = dict(search[row.trial]) if row.trial < len(search) else f"{len(search)} trials"
+            raise RecipeError(
+                f"{ledger.name}, row {number}: expected of {row.system}, trial {row.trial}, {expected}, found "
+                f"{row.overrides}"
+            )
+        if row.common != common:
+            raise RecipeError(
+                f"{ledger.name}, row {number}: expected trials of this recipe ({common[:12]}), found those of another "
+                f"({row.common[:12]}); run `relevance grid --tune` again"
+            )
         rows[row.system].append(row)
-    counts = {system: len(rows[system]) for system in systems}
-    if any(count != trials for count in counts.values()):
-        raise RecipeError(f"{ledger.name}: expected {trials} tuning trials of each system, found {counts}")
-    return {system: _best(ledger, system, rows[system]) for system in systems}
+    counts = {system: len(rows[system]) for system in searches}
+    if any(counts[system] != len(search) for system, search in searches.items()):
+        wanted = {system: len(search) for system, search in searches.items()}
+        raise RecipeError(f"{ledger.name}: expected tuning trials {wanted}, found {counts}")
+    return {system: _best(ledger, system, rows[system]) for system in searches}
 
 
 def _best(ledger: Path, system: str, rows: Sequence[_Trial]) -> dict[str, object]:
@@ -160,7 +172,7 @@ def _leaves(changes: Overrides, prefix: str = "") -> Iterator[tuple[str, object]
 
 
 def _is_budget(key: str) -> bool:
-    return any(_covers(budget, key) or _covers(key, budget) for budget in BUDGET_KEYS)
+    return not any(_covers(method, key) for method in METHOD_KEYS)
 
 
 def _covers(prefix: str, key: str) -> bool:

@@ -89,8 +89,10 @@ def read_grid(run: Run) -> Grid:
     told = {entry["name"]: entry for entry in record.get("systems", ())}
     pairs: Predictions | None = None
     systems = []
-    for name in dict.fromkeys((*run.recipe.grid.systems, *told)):
-        system, seen = _read_system(run, name, told.get(name, {}), pairs, record.get("config_hashes", {}))
+    points = tuple(f"sweep_{sweep}_" for sweep in run.recipe.grid.sweeps)
+    asked = (*run.recipe.grid.systems, *(name for name in SYSTEMS if name.startswith(points)))
+    for name in dict.fromkeys((*asked, *told)):
+        system, seen = _read_system(run, name, told.get(name, {}), pairs, record.get("config_hashes") or {})
         pairs = pairs if pairs is not None else seen
         systems.append(system)
     return Grid(record, pairs, tuple(systems))
@@ -111,9 +113,18 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: expected JSON: {error}") from error
-    if not isinstance(record, dict) or any("name" not in entry for entry in record.get("systems", ())):
+    if not isinstance(record, dict) or not _is_record(record):
         raise RunError(f"{path}: expected an object whose systems have names; run `relevance grid` again")
     return record
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    systems = record.get("systems", [])
+    return (
+        isinstance(systems, list)
+        and all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in systems)
+        and all(isinstance(record.get(key) or {}, dict) for key in ("config_hashes", "tuning"))
+    )
 
 
 def _read_system(

@@ -6,6 +6,7 @@ It writes status.json last, whatever happened, so that a missing one means a kil
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from safetensors import safe_open
 
 from relevance.errors import CollapseError, RelevanceError
 from relevance.pairs import read_labelled_pairs
+from training.grid.status import read_status, write_status
 from training.grid.systems import SYSTEMS, System
 from training.predictions import predictions_of, read_predictions, write_predictions
 from training.recipe import SPLITS, Recipe
@@ -26,8 +28,8 @@ from training.student.model import WEIGHTS
 from training.student.predict import selection_figure
 from training.student.train import train
 
-STATUS = "status.json"
 log = logging.getLogger("relevance.training")
+_LAST_NOTES = 5
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,15 +55,20 @@ def main(argv: list[str] | None = None) -> int:
         "config_hash": arguments.config_hash,
     }
     started = time.monotonic()
+    lock = (arguments.out / ".lock").open("w")
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _make_predictions(run, SYSTEMS[arguments.system])
         status |= {"state": "done", "error": None, **_figures(run)}
+    except BlockingIOError:
+        log.error("%s: expected no other process at work here, found one", arguments.out)
+        return 1
     except CollapseError as error:
         status |= {"state": "diverged", "error": str(error)}
     except RelevanceError as error:
         status |= {"state": "failed", "error": str(error)}
-    status["seconds"] = round(time.monotonic() - started, 1)
-    (arguments.out / STATUS).write_text(json.dumps(status) + "\n", encoding="utf-8")
+    status.setdefault("seconds", round(time.monotonic() - started, 1))
+    write_status(arguments.out, status)
     if status["error"]:
         log.error("%s, seed %d: %s", arguments.system, arguments.seed, status["error"])
     return int(status["state"] == "failed")
@@ -88,7 +95,11 @@ def _make_predictions(run: Run, system: System) -> None:
         return
     if system.kind == "average":
         seed = run.path.name
-        logits = average([run.path.parents[1] / member / seed / "student" for member in system.members])
+        folders = [run.path.parents[1] / member / seed for member in system.members]
+        unfinished = [f.parent.name for f in folders if (read_status(f) or {}).get("state") != "done"]
+        if unfinished:
+            raise CollapseError(f"expected members that are done, found {', '.join(unfinished)} that did not finish")
+        logits = average([member / "student" for member in folders])
     else:
         logits = predict_baseline(system.name, run)
     for split in SPLITS[1:]:
@@ -97,7 +108,10 @@ def _make_predictions(run: Run, system: System) -> None:
 
 
 def _figures(run: Run) -> dict[str, float | int | None]:
-    """Give the dev figure, and of a student its training speed and its number of parameters."""
+    """Give the dev figure, and of a student its number of parameters, training speed and seconds of training.
+
+    The seconds are those of all processes that trained it, and of training alone.
+    """
     dev = read_predictions(run.path / "student" / "predictions.dev.parquet")
     dev = dev.rows(~dev.exact_only)
     figure = selection_figure(dev.label, dev.logits_NK, run.recipe.label_scheme)
@@ -112,7 +126,22 @@ def _figures(run: Run) -> dict[str, float | int | None]:
         "dev": round(figure, 5),
         "pairs_per_second": speeds[len(speeds) // 2] if speeds else None,
         "parameters": parameters,
+        "guidance_explained": _explained(notes),
+        "seconds": round(sum(note.get("seconds", 0.0) for note in notes if "pairs_per_second" in note), 1),
     }
+
+
+def _explained(notes: list[dict[str, Any]]) -> float | None:
+    """Give the share of the targets' mean square that the latent explains at the end of training, None unguided.
+
+    Of centred targets this is R² over the mean predictor, on training batches.
+    """
+    nothing = [note["guidance_of_nothing"] for note in notes if "guidance_of_nothing" in note]
+    losses = [note["guidance"] for note in notes if "guidance" in note]
+    if not nothing or not losses or not nothing[-1]:
+        return None
+    last = losses[-_LAST_NOTES:]
+    return round(1 - float(sum(last)) / len(last) / float(nothing[-1]), 4)
 
 
 if __name__ == "__main__":

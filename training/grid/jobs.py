@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from training.grid.job import STATUS
+from training.grid.status import STATUS, read_status, write_status
 from training.grid.systems import System
 from training.recipe import Recipe
 from training.runs import Run, log
@@ -37,11 +36,8 @@ class Job:
 
     def status(self) -> dict[str, Any] | None:
         """Give what the job's process wrote last, None without one or with one of another configuration."""
-        path = self.folder / STATUS
-        if not path.is_file():
-            return None
-        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return status if status["config_hash"] == self.config_hash else None
+        status = read_status(self.folder)
+        return status if status is not None and status.get("config_hash") == self.config_hash else None
 
 
 def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
@@ -97,7 +93,8 @@ def _start(run: Run, job: Job, slot: int, width: int, *, on_gpu: bool) -> subpro
     kept.write_text(recipe, encoding="utf-8")
     environment = dict(os.environ)
     if on_gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot)
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
     else:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // width))
     command = [sys.executable, "-m", "training.grid.job", "--out", str(job.folder), "--shared", str(run.path)]
@@ -113,6 +110,6 @@ def _note_end(run: Run, job: Job, returncode: int) -> None:
         error = f"process ended with status {returncode} and no result; see {LOG} in its folder"
         status = {"system": job.system.name, "seed": job.seed, "config_hash": job.config_hash}
         status |= {"state": "failed", "error": error, "seconds": None}
-        (job.folder / STATUS).write_text(json.dumps(status) + "\n", encoding="utf-8")
+        write_status(job.folder, status)
         log.error("grid: %s, seed %d: %s", job.system.name, job.seed, error)
     run.note("grid", **status)

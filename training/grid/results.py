@@ -13,24 +13,14 @@ from typing import Any
 from relevance.errors import RunError
 from relevance.labels import LabelScheme
 from training.grid import statistics
+from training.grid.comparisons import BASE, PRIMARY, Judged, compare, differences, families, figure
 from training.grid.fits import Grid, System, read_grid
 from training.grid.slices import AUC_DRAWS, Slice, commonest_class, sample, slices_of
-from training.grid.statistics import Estimate, PairedAccuracy, Sample
-from training.multiplicity import holm
+from training.grid.statistics import Sample
+from training.grid.sweeps import response_curves
 from training.recipe import RECIPES, Recipe
 from training.runs import Run, commit
 
-PRIMARY = "macro_f1"
-COMPARED = (PRIMARY, "accuracy", "ndcg_10", "auc_exact", "auc_irrelevant")
-BASE = "bert"
-PRESET = (
-    ("lrkd_gat_paper", "bert_paper"),
-    ("lrkd_no_guidance_paper", "bert_paper"),
-    ("lrkd_gat_paper", "lrkd_no_guidance_paper"),
-    ("bert", "bert_paper"),
-)
-"""What the paper's own learning rates make of the same comparison."""
-LEVEL = 0.05
 SMOKE = "smoke"
 SYNTHETIC = "Synthetic privileged-information benchmark; says nothing about ESCI accuracy."
 NO_RANKING = (
@@ -53,6 +43,7 @@ def grid_results(run: Run) -> dict[str, Any]:
         raise RunError(f"{run.path}: expected test pairs of at least two queries outside the Exact-only sources")
     primary = slices[0]
     samples = _samples(grid, primary, recipe, areas=True)
+    judged = Judged(grid, primary, samples, recipe.seed)
     ranking = SMOKE not in recipe.name
     results = {
         "recipe": recipe.name,
@@ -70,93 +61,14 @@ def grid_results(run: Run) -> dict[str, Any]:
         "primary": _described(primary, scheme),
         "ours": recipe.grid.ours,
         "systems": [_system_row(s, samples.get(s.name), recipe.seed) for s in grid.systems],
-        "differences": differences(grid, samples, primary, recipe) if ranking else {},
+        "differences": differences(judged, recipe) if ranking else {},
         "gap_closed": _gaps(grid, samples, recipe.seed) if ranking else {},
-        "slices": [_slice_rows(grid, part, recipe) for part in slices[1:]],
+        "sweeps": response_curves(judged, recipe) if ranking else [],
+        "slices": [_slice_rows(grid, part, recipe, ranking=ranking) for part in slices[1:]],
         "runs": _runs(grid, samples),
     }
     plain: dict[str, Any] = _plain(results)
     return plain
-
-
-def differences(grid: Grid, samples: dict[str, Sample], part: Slice, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
-    """Give the differences of each family of comparisons.
-
-    Returns: by family its rows; Holm's correction is over the finished comparisons of one family, on macro-F1.
-    """
-    return {
-        family: _family(pairs, grid, samples, part, recipe) for family, pairs in families(grid, recipe).items() if pairs
-    }
-
-
-def families(grid: Grid, recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
-    """Give the families of comparisons: (left, right) of each difference left - right, whatever came out."""
-    ours, rivals = recipe.grid.ours, recipe.grid.rivals
-    groups = {s.name: s.group for s in grid.systems}
-    further = [n for n, group in groups.items() if group in {"ours", "rival", "ensemble"} and n not in {ours, *rivals}]
-    of_bert = [n for n, group in groups.items() if (group == "rival" or n in rivals) and n != BASE]
-    return {
-        "rivals": [(ours, name) for name in rivals],
-        "controls": [(ours, n) for n, group in groups.items() if group == "control" and not n.endswith("_paper")],
-        "ablations": [(ours, n) for n, group in groups.items() if group == "ablation"],
-        "rivals_and_bert": [(name, BASE) for name in of_bert],
-        "others": [(ours, name) for name in further],
-        "preset": [(left, right) for left, right in PRESET if left in groups and right in groups],
-    }
-
-
-def verdict(difference: Estimate, p_holm: float) -> str:
-    """Say in plain words which side is ahead, or how large a difference would have had to be."""
-    if p_holm < LEVEL:
-        return "ahead" if difference.value > 0 else "behind"
-    return f"undecided (MDD {difference.detectable:.3f})"
-
-
-def _family(
-    pairs: list[tuple[str, str]], grid: Grid, samples: dict[str, Sample], part: Slice, recipe: Recipe
-) -> list[dict[str, Any]]:
-    titles = {s.name: s.title for s in grid.systems}
-    found: dict[tuple[str, str], Estimate] = {}
-    for ours, theirs in pairs:
-        if ours in samples and theirs in samples:
-            main = statistics.difference(samples[ours], samples[theirs], PRIMARY, recipe.seed)
-            if main is not None:
-                found[ours, theirs] = main
-    adjusted = dict(zip(found, holm([e.p for e in found.values()]), strict=True))
-    rows: list[dict[str, Any]] = []
-    for ours, theirs in pairs:
-        row = {"ours": ours, "theirs": theirs}
-        row |= {f"{side}_title": titles.get(name, name) for side, name in (("ours", ours), ("theirs", theirs))}
-        if (ours, theirs) not in found:
-            rows.append({**row, "verdict": "not run", "figures": {}, "p_holm": None, "paired": None})
-            continue
-        each = {n: statistics.difference(samples[ours], samples[theirs], n, recipe.seed) for n in COMPARED}
-        p_holm = adjusted[ours, theirs]
-        rows.append(
-            {
-                **row,
-                "verdict": verdict(found[ours, theirs], p_holm),
-                "figures": {n: _figure(e) for n, e in each.items() if e is not None},
-                "p_holm": p_holm,
-                "paired": asdict(_median_pair(grid, samples, part, ours, theirs)),
-            }
-        )
-    return rows
-
-
-def _median_pair(grid: Grid, samples: dict[str, Sample], part: Slice, ours: str, theirs: str) -> PairedAccuracy:
-    """Compare the hits of the seed whose difference in accuracy is the median one."""
-    sides = [(samples[name], grid.system(name)) for name in (ours, theirs)]
-    seeds = statistics.common_seeds(*(s for s, _ in sides))
-    columns = [[statistics.column(s, seed) for seed in seeds] for s, _ in sides]
-    accuracy = [s.value["accuracy"][c] for (s, _), c in zip(sides, columns, strict=True)]
-    median = statistics.median_seed(accuracy[0] - accuracy[1])
-    hits = [
-        system.logits_SNK[c[median], part.rows].argmax(axis=1) == part.label_N
-        for (_, system), c in zip(sides, columns, strict=True)
-        if system is not None
-    ]
-    return statistics.paired_accuracy(hits[0], hits[1], part.query_N)
 
 
 def _gaps(grid: Grid, samples: dict[str, Sample], seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -169,8 +81,7 @@ def _gaps(grid: Grid, samples: dict[str, Sample], seed: int) -> dict[str, list[d
                 continue
             own = samples[system.name]
             share = statistics.gap_closed(own, samples[BASE], samples[ceiling.name], PRIMARY, seed=seed)
-            figure = {} if share is None else _figure(share)
-            rows.append({"name": system.name, "title": system.title, **figure})
+            rows.append({"name": system.name, "title": system.title, **({} if share is None else figure(share))})
         gaps[ceiling.title] = rows
     return gaps
 
@@ -185,15 +96,11 @@ def _figures(own: Sample, seed: int) -> dict[str, dict[str, float]]:
     figures = {}
     for name, value_S in own.value.items():
         if name in own.drawn:
-            figures[name] = _figure(statistics.estimate(own, name, seed))
+            figures[name] = figure(statistics.estimate(own, name, seed))
         else:
             sd = float(value_S.std(ddof=1)) if len(value_S) > 1 else math.nan
             figures[name] = {"value": float(value_S.mean()), "low": math.nan, "high": math.nan, "sd": sd}
     return figures
-
-
-def _figure(e: Estimate) -> dict[str, float]:
-    return {**asdict(e), "detectable": e.detectable}
 
 
 def _system_row(system: System, own: Sample | None, seed: int) -> dict[str, Any]:
@@ -220,10 +127,15 @@ def _described(part: Slice, scheme: LabelScheme) -> dict[str, Any]:
     }
 
 
-def _slice_rows(grid: Grid, part: Slice, recipe: Recipe) -> dict[str, Any]:
+def _slice_rows(grid: Grid, part: Slice, recipe: Recipe, *, ranking: bool) -> dict[str, Any]:
+    """Give every system's figures on a slice and ours against the rivals there, a family of its own."""
     samples = _samples(grid, part, recipe, areas=False)
-    systems = {name: _figures(own, recipe.seed) for name, own in samples.items()}
-    return {**_described(part, recipe.label_scheme), "systems": systems}
+    rivals = families(grid, recipe)["rivals"] if ranking else []
+    return {
+        **_described(part, recipe.label_scheme),
+        "systems": {name: _figures(own, recipe.seed) for name, own in samples.items()},
+        "differences": compare(rivals, Judged(grid, part, samples, recipe.seed)),
+    }
 
 
 def _runs(grid: Grid, samples: dict[str, Sample]) -> list[dict[str, Any]]:
@@ -241,20 +153,21 @@ def _trials(grid: Grid, recipe: Recipe) -> list[dict[str, Any]] | None:
     """Give every tuning trial of the recipe's ledger, None for a recipe that has none."""
     if recipe.grid.tuning is None:
         return None
-    chosen = grid.record.get("tuning") or {}
-    with (RECIPES / recipe.grid.tuning).open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    return [
-        {
-            "system": row["system"],
-            "trial": row["trial"],
-            "overrides": row["overrides"],
-            "dev": row["dev"],
-            "chosen": chosen.get(row["system"]) == row["overrides"],
-        }
-        for row in rows
-        if row["system"] in recipe.grid.systems
-    ]
+    path = RECIPES / recipe.grid.tuning
+    if not path.is_file():
+        raise RunError(f"grid.tuning: expected a tuning ledger, found none at {path}")
+    chosen, trials = grid.record.get("tuning") or {}, []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            trial = {key: row[key] for key in ("system", "trial", "overrides", "dev")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}, line {number}: expected an object with system, trial, overrides and dev, found {line:.60}"
+            ) from error
+        if trial["system"] in recipe.grid.systems:
+            trials.append({**trial, "chosen": chosen.get(trial["system"]) == trial["overrides"]})
+    return trials
 
 
 def _flat(value: Any, path: str = "") -> list[dict[str, Any]]:  # noqa: ANN401 - any JSON value

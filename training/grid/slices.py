@@ -99,7 +99,8 @@ def sample(system: System, part: Slice, scheme: LabelScheme, count_DQ: Counts, *
             ]
             drawn[name] = np.stack(draws, axis=1)
     value |= _point_figures(raw_SNK, system.weight_SK, part.label_N, scheme)
-    return Sample(system.seeds, system.constant, value, drawn)
+    queries = dict.fromkeys(drawn, part.n_queries) | {"ndcg_10": int((~np.isnan(ndcg_SQ)).any(axis=0).sum())}
+    return Sample(system.seeds, system.constant, value, drawn, queries)
 
 
 def commonest_class(label_N: Ints, scheme: LabelScheme) -> dict[str, str | float]:

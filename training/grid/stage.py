@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from relevance import cli
-from relevance.errors import RunError
+from relevance.errors import RecipeError, RunError
 from training.grid.equal_budget import Allowance, check_budget, choose_tuned
 from training.grid.jobs import Job, run_jobs
-from training.grid.systems import LSA, SYSTEMS, System, overridden, systems_of
+from training.grid.systems import LSA, SYSTEMS, System, check_common, overridden, systems_of
 from training.leakage import check_embeddings, check_rationales
 from training.recipe import RECIPES, Recipe
 from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
@@ -62,16 +62,19 @@ def main(argv: list[str]) -> int:
     common += [part for override in arguments.set for part in ("--set", override)]
     run = stage_arguments(common, "grid", __doc__)
     systems = systems_of(run.recipe, arguments.systems)
-    seeds = tuple(map(int, arguments.seeds)) or run.recipe.grid.seeds
+    seeds = tuple(seed for seed in run.recipe.grid.seeds if not arguments.seeds or str(seed) in arguments.seeds)
+    if len(seeds) != len(arguments.seeds or seeds):
+        raise RecipeError(f"--seeds: expected some of {run.recipe.grid.seeds}, found {', '.join(arguments.seeds)}")
     signal.signal(signal.SIGTERM, _interrupt)
     everything = systems_of(run.recipe)
+    check_common(run.recipe)
     tuned = {} if arguments.tune else _tuned(run.recipe, everything)
     allowances = _check_budget(everything, tuned)
     checks = _shared_stages(run, common, everything)
     if arguments.tune:
         return _tune(run, systems)
-    jobs = [job for s in everything for job in _jobs_of(run, s, run.recipe.grid.seeds, tuned.get(s.name, {}))]
-    chosen = [job for s in systems for job in _jobs_of(run, s, seeds, tuned.get(s.name, {}))]
+    jobs = [job for s in everything for job in _jobs_of(run, s, run.recipe.grid.seeds, tuned)]
+    chosen = [job for s in systems for job in _jobs_of(run, s, seeds, tuned)]
     content = {
         "recipe": run.recipe.name,
         "config_hash": hash_json(run.recipe.model_dump(mode="json")),
@@ -116,8 +119,8 @@ def _tuned(recipe: Recipe, systems: list[System]) -> dict[str, dict[str, object]
     if recipe.grid.tuning is None:
         return {}
     sources = [system.name if system.search else system.tuned_as for system in systems]
-    searched = sorted({name for name in sources if name is not None})
-    best = choose_tuned(RECIPES / recipe.grid.tuning, searched, recipe.grid.trials)
+    searches = {name: SYSTEMS[name].search[: recipe.grid.trials] for name in sources if name is not None}
+    best = choose_tuned(RECIPES / recipe.grid.tuning, searches, _common_hash(recipe))
     tuned = {}
     for system, source in zip(systems, sources, strict=True):
         if source is not None:
@@ -161,9 +164,19 @@ def _shared_stages(run: Run, common: list[str], systems: list[System]) -> dict[s
         world = run.recipe.rationales.generator.startswith("marketplace")
         generator = "marketplace-visible" if world else "visible"
         _other_embeddings(run, common, VISIBLE, ["rationales", "embed"], f"rationales.generator={generator}")
+        checks[VISIBLE] = _visible_checks(run)
     if f"sweep_encoder_{LSA}" in names:
         _other_embeddings(run, common, LSA, ["embed"], f"embed.model=lsa:{LSA_WIDTH}")
     return checks
+
+
+def _visible_checks(run: Run) -> dict[str, Any]:
+    """Check the control's rationales like the others: one that holds the label would prove nothing."""
+    train: dict[str, Any] = {"splits": ("train",)}
+    sections = {"rationales": run.recipe.rationales, "embed": run.recipe.embed}
+    recipe = run.recipe.model_copy(update={k: section.model_copy(update=train) for k, section in sections.items()})
+    visible = Run(recipe, run.path / VISIBLE, shared=run.path)
+    return {"rationales": check_rationales(visible), "embeddings": check_embeddings(visible, train_only=True)}
 
 
 def _other_embeddings(run: Run, common: list[str], name: str, stages: list[str], override: str) -> None:
@@ -186,47 +199,59 @@ def _stage(arguments: list[str]) -> None:
         raise RunError(f"grid: expected stage {arguments[0]!r} to finish; it failed, see above")
 
 
-def _jobs_of(run: Run, system: System, seeds: tuple[int, ...], tuned: dict[str, object]) -> list[Job]:
+def _jobs_of(run: Run, system: System, seeds: tuple[int, ...], tuned: dict[str, dict[str, object]]) -> list[Job]:
     """Give a system's jobs: one a seed, or a single one where nothing is random."""
     if system.kind in {"baseline", "annotated"}:
         seeds = (0,)
     jobs = []
     for seed in seeds:
-        recipe = overridden(run.recipe, {**system.overrides, **tuned, "student.seeds": [seed], "seed": seed})
-        jobs.append(_job(run, system, seed, recipe, run.path / "fits" / system.name / f"seed_{seed}"))
+        own = tuned.get(system.name, {})
+        recipe = overridden(run.recipe, {**system.overrides, **own, "student.seeds": [seed], "seed": seed})
+        members = [job.config_hash for name in system.members for job in _jobs_of(run, SYSTEMS[name], (seed,), tuned)]
+        folder = run.path / "fits" / system.name / f"seed_{seed}"
+        jobs.append(Job(system, seed, recipe, folder, _config_hash(run, recipe, members)))
     return jobs
 
 
-def _job(run: Run, system: System, seed: int, recipe: Recipe, folder: Path) -> Job:
-    """Give a job with the hash of all that decides its result."""
+def _config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
+    """Hash all that decides a job's result: its recipe, what the shared stages read, and the members of an average."""
     content = recipe.model_dump(mode="json", exclude={"grid", "stages", "name"})
     shared = {
         stage: json.loads((run.path / stage / DONE).read_text())["inputs"]
         for stage in (*run.recipe.stages, f"{VISIBLE}/embed", f"{LSA}/embed")
         if (run.path / stage / DONE).is_file()
     }
-    members = [SYSTEMS[name].name for name in system.members]
-    return Job(system, seed, recipe, folder, hash_json([content, shared, members]))
+    return hash_json([content, shared, members])
+
+
+def _common_hash(recipe: Recipe) -> str:
+    """Hash what all tuning trials of a recipe share: the common recipe and how many queries a trial trains on."""
+    content = recipe.model_dump(mode="json", exclude={"grid", "stages", "name"})
+    return hash_json([content, recipe.grid.tuning_queries])
 
 
 def _tune(run: Run, systems: list[System]) -> int:
-    """Run every trial of every searched system on the same queries and seed; write the tuning ledger."""
-    jobs, rows = [], []
-    for system in systems:
-        for number, trial in enumerate(system.search[: run.recipe.grid.trials]):
-            common: dict[str, Any] = {"student.seeds": [TUNING_SEED], "seed": TUNING_SEED}
-            common["student.max_queries"] = run.recipe.grid.tuning_queries
-            common["student.predicted"] = ["dev"]
-            recipe = overridden(run.recipe, {**system.overrides, **trial, **common})
-            job = _job(run, system, TUNING_SEED, recipe, run.path / "tuning" / system.name / f"trial_{number}")
-            jobs.append(job)
-            rows.append({"system": system.name, "trial": number, "overrides": dict(trial)})
-    failed = run_jobs(run, jobs)
+    """Run trials of the chosen systems, all on the same queries and seed; write the ledger of all that have ended."""
+    jobs = {system.name: _trials_of(run, system) for system in systems_of(run.recipe) if system.search}
+    failed = run_jobs(run, [job for system in systems for job in jobs.get(system.name, [])])
     lines = []
-    for job, row in zip(jobs, rows, strict=True):
-        status = job.status()
-        if status is not None and status["state"] in {"done", "diverged"}:
-            lines.append(json.dumps({**row, "dev": status.get("dev"), "config_hash": job.config_hash}) + "\n")
+    for name, own in jobs.items():
+        for number, (job, trial) in enumerate(zip(own, SYSTEMS[name].search, strict=False)):
+            status = job.status()
+            if status is not None and status["state"] in {"done", "diverged"}:
+                row = {"system": name, "trial": number, "overrides": dict(trial), "dev": status.get("dev")}
+                lines.append(json.dumps({**row, "common": _common_hash(run.recipe)}) + "\n")
     (run.path / "tuning.jsonl").write_text("".join(lines), encoding="utf-8")
-    log.info("grid: %d of %d trials → %s", len(lines), len(jobs), run.path / "tuning.jsonl")
+    log.info("grid: %d of %d trials → %s", len(lines), sum(map(len, jobs.values())), run.path / "tuning.jsonl")
     return failed
+
+
+def _trials_of(run: Run, system: System) -> list[Job]:
+    jobs = []
+    for number, trial in enumerate(system.search[: run.recipe.grid.trials]):
+        common = {"student.seeds": [TUNING_SEED], "seed": TUNING_SEED, "student.predicted": ["dev"]}
+        common["student.max_queries"] = run.recipe.grid.tuning_queries
+        recipe = overridden(run.recipe, {**system.overrides, **trial, **common})
+        folder = run.path / "tuning" / system.name / f"trial_{number}"
+        jobs.append(Job(system, TUNING_SEED, recipe, folder, _config_hash(run, recipe, [])))
+    return jobs

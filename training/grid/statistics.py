@@ -1,7 +1,9 @@
 """Statistics of systems × seeds × queries: hierarchical bootstrap, McNemar, Holm, detectable differences.
 
 Every seed is tested on the same queries, so seeds and queries are crossed: a draw takes queries with replacement and,
-apart from that, seeds with replacement, and both sides of a difference see the same draw. Pure functions.
+apart from that, seeds with replacement, and both sides of a difference see the same draw. The draws give the standard
+error; interval, p and detectable difference come from a t distribution whose degrees of freedom say how few seeds that
+error rests on (the draws of three seeds have too few distinct values for percentiles). Pure functions.
 Suffixes: D draws, S seeds, Q queries, K classes, N pairs.
 """
 
@@ -20,7 +22,8 @@ Bools = NDArray[np.bool_]
 Counts = NDArray[np.uint8]
 
 POWER_Z = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
-"""A two-sided test at 5 % has 80 % power for a difference of so many standard errors."""
+"""A two-sided test at 5 % has 80 % power for a difference of so many standard errors that are known."""
+_NOT_KNOWN = float("nan")
 _CHUNK_CELLS = 4_000_000
 _NO_CLASS = 1e-12
 
@@ -30,21 +33,24 @@ class Sample:
     """One system's figures: on all queries, and on each draw of queries.
 
     Args: seeds: of the S finished runs; constant: an untrained system, whose one run stands beside any seed of another;
-        value: name → (S,); drawn: name → (D, S), the draws in the same order for every system.
+        value: name → (S,); drawn: name → (D, S), the draws in the same order for every system; queries: name → how
+        many queries the figure is of.
     """
 
     seeds: tuple[int, ...]
     constant: bool
     value: Mapping[str, Floats]
     drawn: Mapping[str, Floats]
+    queries: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds with its percentile interval.
+    """A mean over seeds with its t interval.
 
-    Args: sd: over seeds, nan for fewer than two; error: standard error, the spread of the draws; p: two-sided
-        bootstrap p of "no different from 0"; seeds: how many were averaged.
+    Args: sd: over seeds, nan for fewer than two; error: standard error, the spread of the draws; df: degrees of freedom
+        of the error, nan where it cannot be known: one query, or one seed of a trained system; low, high, p: nan too in
+        that case; p: two-sided, of "no different from 0"; seeds: how many were averaged.
     """
 
     value: float
@@ -52,13 +58,14 @@ class Estimate:
     high: float
     sd: float
     error: float
+    df: float
     p: float
     seeds: int
 
     @property
     def detectable(self) -> float:
         """The smallest true difference that such data would call significant in 80 of 100 tries."""
-        return POWER_Z * self.error
+        return float(stats.t.ppf(0.975, self.df) + stats.t.ppf(0.8, self.df)) * self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +187,9 @@ def draw_auc(positive_N: Bools, score_N: Floats, query_N: Ints, count_DQ: Counts
 
 
 def estimate(sample: Sample, name: str, seed: int) -> Estimate:
-    """Give a system's mean over seeds with its hierarchical interval."""
-    return _estimate(sample.value[name], sample.drawn[name], seed)
+    """Give a system's mean over seeds with its interval; `seed` is that of the draws."""
+    constant, queries = sample.constant, sample.queries[name]
+    return _estimate(sample.value[name], sample.drawn[name], seed, constant=constant, queries=queries)
 
 
 def difference(ours: Sample, theirs: Sample, name: str, seed: int) -> Estimate | None:
@@ -190,27 +198,42 @@ def difference(ours: Sample, theirs: Sample, name: str, seed: int) -> Estimate |
     if aligned is None:
         return None
     (value_S, other_S), (drawn_DS, other_DS) = aligned
-    return _estimate(value_S - other_S, drawn_DS - other_DS, seed)
+    constant, queries = ours.constant and theirs.constant, min(ours.queries[name], theirs.queries[name])
+    return _estimate(value_S - other_S, drawn_DS - other_DS, seed, constant=constant, queries=queries)
 
 
 def gap_closed(system: Sample, base: Sample, ceiling: Sample, name: str, *, seed: int) -> Estimate | None:
     """Give (system - base) / (ceiling - base), the share of a teacher's lead that a student has.
 
     Returns: None without a common seed, or where the ceiling is not above the base; the ratio is of means over seeds,
-        `sd` is nan, and draws in which the ceiling is not above the base are left out of the interval.
+        its interval Fieller's, with nan ends where the lead itself is not told from 0; `sd` is nan.
+    Source: Fieller, Journal of the Royal Statistical Society B 16 (1954).
     """
     aligned = _aligned((system, base, ceiling), name)
     if aligned is None:
         return None
     (own_S, base_S, top_S), (own_DS, base_DS, top_DS) = aligned
-    room = float((top_S - base_S).mean())
+    gain_S, room_S = own_S - base_S, top_S - base_S
+    gain, room = float(gain_S.mean()), float(room_S.mean())
     if not room > 0:
         return None
+    share = gain / room
     weight_DS = seed_weights(len(own_S), len(own_DS), seed)
     gain_D, room_D = (((side - base_DS) * weight_DS).sum(axis=1) for side in (own_DS, top_DS))
-    share_D = gain_D[room_D > 0] / room_D[room_D > 0]
-    low, high, error, p = _spread(share_D)
-    return Estimate(float((own_S - base_S).mean()) / room, low, high, float("nan"), error, p, len(own_S))
+    covariance = np.cov(gain_D, room_D)
+    (of_gain, both), (_, of_room) = covariance.tolist()
+    error = float(np.sqrt(max(0.0, of_gain - 2 * share * both + share**2 * of_room)))
+    constant = system.constant and base.constant and ceiling.constant
+    queries = min(side.queries[name] for side in (system, base, ceiling))
+    df = _degrees_of_freedom(gain_S - share * room_S, error, constant=constant, queries=queries)
+    reach = float(stats.t.ppf(0.975, df)) ** 2
+    square, middle, level = room**2 - reach * of_room, gain * room - reach * both, gain**2 - reach * of_gain
+    low = high = _NOT_KNOWN
+    if square > 0:
+        half = float(np.sqrt(max(0.0, middle**2 - square * level)))
+        low, high = (middle - half) / square, (middle + half) / square
+    p = _two_sided(gain, float(np.sqrt(of_gain)), df)
+    return Estimate(share, low, high, _NOT_KNOWN, error / room, df, p, len(own_S))
 
 
 def mcnemar_mid_p(only_ours: int, only_theirs: int) -> float:
@@ -277,22 +300,35 @@ def _aligned(samples: Sequence[Sample], name: str) -> tuple[list[Floats], list[F
     return [s.value[name][c] for s, c in pairs], [s.drawn[name][:, c] for s, c in pairs]
 
 
-def _estimate(value_S: Floats, drawn_DS: Floats, seed: int) -> Estimate:
+def _estimate(value_S: Floats, drawn_DS: Floats, seed: int, *, constant: bool, queries: int) -> Estimate:
     mean_D = (drawn_DS * seed_weights(len(value_S), len(drawn_DS), seed)).sum(axis=1)
-    low, high, error, p = _spread(mean_D)
-    sd = float(value_S.std(ddof=1)) if len(value_S) > 1 else float("nan")
-    return Estimate(float(value_S.mean()), low, high, sd, error, p, len(value_S))
+    known_D = mean_D[~np.isnan(mean_D)]
+    value = float(value_S.mean())
+    sd = float(value_S.std(ddof=1)) if len(value_S) > 1 else _NOT_KNOWN
+    error = float(known_D.std(ddof=1)) if len(known_D) > 1 else _NOT_KNOWN
+    df = _degrees_of_freedom(value_S, error, constant=constant, queries=queries)
+    reach = float(stats.t.ppf(0.975, df)) * error
+    return Estimate(value, value - reach, value + reach, sd, error, df, _two_sided(value, error, df), len(value_S))
 
 
-def _spread(mean_D: Floats) -> tuple[float, float, float, float]:
-    """Give the ends of the 95 % percentile interval, the standard error and the two-sided p of the known draws."""
-    known = mean_D[~np.isnan(mean_D)]
-    if len(known) < 2:
-        return (float("nan"),) * 4
-    low, high = np.quantile(known, [0.025, 0.975])
-    # One is added to both counts: no number of draws can show a p of 0.
-    tail = min((known <= 0).sum(), (known >= 0).sum())
-    return float(low), float(high), float(known.std(ddof=1)), min(1.0, 2 * float(tail + 1) / (len(known) + 1))
+def _degrees_of_freedom(value_S: Floats, error: float, *, constant: bool, queries: int) -> float:
+    """Give Satterthwaite's degrees of freedom of an error with a part of S - 1 and a part of Q - 1 of them.
+
+    Source: Satterthwaite, Biometrics Bulletin 2 (1946); the part of the seeds is s² / S, the rest is the queries'.
+    """
+    if queries < 2 or (len(value_S) < 2 and not constant):
+        return _NOT_KNOWN
+    if len(value_S) < 2 or not error > 0:
+        return float(queries - 1)
+    of_seeds = min(1.0, float(value_S.var(ddof=1)) / len(value_S) / error**2)
+    return float(1 / (of_seeds**2 / (len(value_S) - 1) + (1 - of_seeds) ** 2 / (queries - 1)))
+
+
+def _two_sided(value: float, error: float, df: float) -> float:
+    """Give the p of a value; without any spread 1 for 0 itself, else 0."""
+    if np.isnan(error + df):
+        return _NOT_KNOWN
+    return float(2 * stats.t.sf(abs(value) / error, df)) if error > 0 else float(value == 0)
 
 
 def _chunks(count_DQ: Counts, width: int) -> list[Counts]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from relevance.errors import RecipeError
 from training.recipe import Recipe
+from training.student_recipe import StudentRecipe
 
 Group = Literal["baseline", "rival", "ours", "ablation", "control", "ceiling", "ensemble", "sweep"]
 Kind = Literal["student", "baseline", "average", "annotated"]
@@ -172,7 +173,7 @@ def _sweep_points(sweep: str) -> list[System]:
         overrides = {**base.overrides, key: value}
         title = f"{base.title}, {sweep} = {shown}"
         name = f"sweep_{sweep}_{shown}"
-        points.append(System(name, title, "sweep", base.paper, overrides=overrides, tuned_as="lrkd_gat"))
+        points.append(System(name, title, "sweep", base.paper, overrides=overrides, tuned_as=varied))
     return points
 
 
@@ -184,19 +185,44 @@ SYSTEMS: dict[str, System] = {
 def systems_of(recipe: Recipe, names: tuple[str, ...] = ()) -> list[System]:
     """Give a recipe's systems and the points of its sweeps, or some of them, averages last.
 
-    Raises: RecipeError: if one is not known, or an average's member is not in the recipe.
+    Raises: RecipeError: if one is not known or not the recipe's, an average's member is missing, or there are none.
     """
-    unknown = [name for name in (*recipe.grid.systems, *names) if name not in SYSTEMS]
+    grid = recipe.grid
+    unknown = [name for name in (*grid.systems, *grid.rivals, grid.ours, *names) if name not in SYSTEMS]
     if unknown:
         raise RecipeError(f"grid.systems: expected some of {', '.join(SYSTEMS)}; found {', '.join(unknown)}")
-    for name in recipe.grid.systems:
-        missing = set(SYSTEMS[name].members) - set(recipe.grid.systems)
+    for name in grid.systems:
+        missing = set(SYSTEMS[name].members) - set(grid.systems)
         if missing:
             raise RecipeError(f"grid.systems: expected the members of {name!r} beside it, found no {sorted(missing)}")
-    points = [f"sweep_{sweep}_" for sweep in recipe.grid.sweeps]
-    chosen = (*recipe.grid.systems, *(name for name in SYSTEMS if name.startswith(tuple(points))))
-    wanted = [SYSTEMS[name] for name in chosen if not names or name in names]
+    points = tuple(f"sweep_{sweep}_" for sweep in grid.sweeps)
+    own = (*grid.systems, *(name for name in SYSTEMS if points and name.startswith(points)))
+    foreign = set(names) - set(own)
+    if foreign or not own:
+        raise RecipeError(f"{recipe.name}: expected some of its systems ({', '.join(own)}), found {sorted(foreign)}")
+    wanted = [SYSTEMS[name] for name in own if not names or name in names]
     return sorted(wanted, key=lambda system: system.kind == "average")
+
+
+def check_common(recipe: Recipe) -> None:
+    """Refuse a common recipe that is itself one of the methods: every system would be that method too.
+
+    Raises: RecipeError: naming the key, the value a grid needs and the one found.
+    """
+    student, default = recipe.student, StudentRecipe()
+    found = {
+        "student.rationale_terms": (student.rationale_terms, default.rationale_terms),
+        "student.soft_labels": (student.soft_labels, default.soft_labels),
+        "student.fit.soft_label_weight": (student.fit.soft_label_weight, 0.0),
+        "student.fit.rate_factor": (student.fit.rate_factor, 1.0),
+        "student.guidance": (student.guidance, default.guidance),
+        "student.extractor.slots": (student.extractor.slots, False),
+    }
+    wrong = [f"{key} = {needed}, found {value}" for key, (value, needed) in found.items() if value != needed]
+    if student.guidance_weight <= 0:
+        wrong.append(f"student.guidance_weight > 0, found {student.guidance_weight}")
+    if wrong:
+        raise RecipeError(f"{recipe.name}: expected in the common recipe of a grid {'; '.join(wrong)}")
 
 
 def overridden(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

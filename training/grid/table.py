@@ -21,9 +21,9 @@ FAMILIES = {
     "rivals": "Against the rivals",
     "controls": "Against the controls",
     "ablations": "Against the ablations",
+    "preset": "The paper's learning rates",
     "rivals_and_bert": "The rivals against plain BERT",
     "others": "Against further systems",
-    "preset": "The paper's learning rates",
 }
 
 
@@ -41,6 +41,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts.append(results["no_ranking_because"])
     for family, rows in results["differences"].items():
         parts += [f"### {FAMILIES[family]}", difference_table(rows)]
+    for part in results["slices"]:
+        if part["differences"]:
+            title = f"### {FAMILIES['rivals']}, {part['kind']} {part['name']} ({part['n_queries']} queries)"
+            parts += [title, difference_table(part["differences"])]
+    for curve in results["sweeps"]:
+        parts += [f"### Response curve: {curve['title']}", curve["state"] or _curve_table(curve["points"])]
     for ceiling, rows in results["gap_closed"].items():
         parts += [f"### Share of the lead of “{ceiling}” over plain BERT", _gap_table(rows)]
     unfinished = [run for run in results["runs"] if run["state"] != "done"]
@@ -63,24 +69,30 @@ def main_table(results: Mapping[str, Any]) -> str:
 
 
 def difference_table(rows: Sequence[Row]) -> str:
-    """Give differences of macro-F1 and accuracy with their intervals, tests and detectable differences."""
-    head = ["comparison", "Δ macro-F1", "p (Holm)", "MDD", "Δ accuracy", "MDD accuracy", "McNemar mid-p", "verdict"]
+    """Give differences of macro-F1 and accuracy, the detectable difference beside each, with their tests.
+
+    McNemar's test is of one pair of runs, and so is the detectable difference beside it.
+    """
+    head = ["comparison", "seeds", "Δ macro-F1", "MDD", "p (Holm)", "Δ accuracy", "MDD"]
+    head += ["McNemar mid-p", "MDD of that pair", "verdict"]
     lines = []
     for row in rows:
         name = f"{row['ours_title']} − {row['theirs_title']}"
         if not row["figures"]:
-            lines.append([name, *("–" for _ in range(6)), row["verdict"]])
+            lines.append([name, *("–" for _ in range(8)), row["verdict"]])
             continue
         main, accuracy, paired = row["figures"]["macro_f1"], row["figures"]["accuracy"], row["paired"]
         lines.append(
             [
                 name,
+                str(main["seeds"]),
                 signed(main),
-                p_value(row["p_holm"]),
                 _plain(main["detectable"]),
+                p_value(row["p_holm"]),
                 signed(accuracy),
-                _plain(paired["detectable"]),
+                _plain(accuracy["detectable"]),
                 p_value(paired["mid_p"]),
+                _plain(paired["detectable"]),
                 row["verdict"],
             ]
         )
@@ -94,8 +106,10 @@ def signed(figure: Row) -> str:
     return f"{figure['value']:+.3f} ({figure['low']:+.3f} to {figure['high']:+.3f})"
 
 
-def p_value(value: float) -> str:
-    """Give a p-value to four places, and no smaller than that."""
+def p_value(value: float | None) -> str:
+    """Give a p-value to four places, and no smaller than that; a dash where nothing can be tested."""
+    if value is None:
+        return "–"
     return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
@@ -105,6 +119,19 @@ def _gap_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return _table(["system", "share closed, macro-F1"], lines)
+
+
+def _curve_table(points: Sequence[Row]) -> str:
+    lines = []
+    for point in points:
+        runs, own, row = f"{point['finished']} of {point['asked']}", point["figure"], point["difference"]
+        gap = row["figures"].get("macro_f1")
+        difference = (
+            ["–", "–", "–"] if gap is None else [signed(gap), _plain(gap["detectable"]), p_value(row["p_holm"])]
+        )
+        figure = "–" if own is None else _spread(own)
+        lines.append([str(point["value"]), runs, figure, *difference, row["verdict"]])
+    return _table(["value", "runs", "macro-F1", "Δ to ours", "MDD", "p (Holm)", "verdict"], lines)
 
 
 def _unfinished_table(runs: Sequence[Row]) -> str:

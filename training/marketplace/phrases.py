@@ -11,9 +11,11 @@ from pathlib import Path
 from relevance.errors import InputError
 from training.recipe import Perspective, Split
 
-TRAIN_FAMILY, TEST_FAMILY = "train", "test"
+TRAIN_FAMILY, PROBE_FAMILY = "train", "probe"
+"""Writers of the training pairs' rationales, and of those that a probe fitted on them is judged on."""
 PHRASES = Path(__file__).with_name("phrases.toml")
 MIN_PARAPHRASES = 20
+"""Of each kind of clause, counted as openings times closings: a paraphrase is one of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ def check_families(families: Mapping[str, Family]) -> None:
 
     Raises: InputError: if the families share a text, or a kind of clause has too few paraphrases.
     """
-    train, test = families[TRAIN_FAMILY], families[TEST_FAMILY]
-    shared = sorted(set(train.texts()) & set(test.texts()))
+    train, probe = families[TRAIN_FAMILY], families[PROBE_FAMILY]
+    shared = sorted(set(train.texts()) & set(probe.texts()))
     if shared:
         raise InputError(f"phrases: expected families that share no text, found {shared[:3]}")
     for name, family in families.items():
@@ -61,13 +63,14 @@ def check_families(families: Mapping[str, Family]) -> None:
         few = [kind for kind, texts in family.closings.items() if least * len(set(texts)) < MIN_PARAPHRASES]
         if few:
             raise InputError(
-                f"phrases: expected {MIN_PARAPHRASES} paraphrases of each kind in {name!r}, too few: {few}"
+                f"phrases: expected {MIN_PARAPHRASES} paraphrases of each kind in {name!r}, openings times closings, "
+                f"with {least} openings too few: {few}"
             )
 
 
 def family_of(split: Split | str) -> str:
-    """Name the family that writes for a split."""
-    return TEST_FAMILY if split == "test" else TRAIN_FAMILY
+    """Name the family that writes for a split: train's writes for no other."""
+    return TRAIN_FAMILY if split == "train" else PROBE_FAMILY
 
 
 def phrase_texts(family: str) -> Iterator[str]:

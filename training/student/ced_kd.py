@@ -24,7 +24,7 @@ from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
 from training.recipe import PERSPECTIVES
 from training.student.batches import Batch
 from training.student.model import Student, StudentOutput
-from training.student.terms import Term
+from training.student.terms import Term, shared_room
 from training.student_recipe import CedKdRecipe
 
 RATIONALE = "rationale_ids_BS"
@@ -35,8 +35,8 @@ class RationaleTokens:
     """The `SideInputs` of CED-KD: each pair's rationale, padded; all padding where there is none.
 
     Args: pairs: the training set's; rationales: pair id → perspective → text, joined in the order user, struct, rule;
-        max_tokens: of the joined text, of which each perspective that the pair has gets an equal part: cutting the
-        joined text would mostly cut the last one off.
+        max_tokens: of the joined text, shared fairly by the pair's perspectives: cutting the joined text at its end
+        would mostly cut the last one off.
     """
 
     def __init__(
@@ -70,9 +70,12 @@ class RationaleTokens:
     def _encode(self, texts: Sequence[Sequence[str]], max_tokens: int) -> None:
         encodings = iter(self._fast.encode_batch_fast(list(chain.from_iterable(texts)), add_special_tokens=False))
         for own in texts:
-            ids: list[int] = []
-            for encoding in islice(encodings, len(own)):
-                ids += [token for token in encoding.ids if token not in self._special][: max_tokens // len(own)]
+            texts_of_pair = [
+                [token for token in encoding.ids if token not in self._special]
+                for encoding in islice(encodings, len(own))
+            ]
+            cuts = shared_room([len(text) for text in texts_of_pair], max_tokens)
+            ids = [token for text, cut in zip(texts_of_pair, cuts, strict=True) for token in text[:cut]]
             self._ids.append(np.array(ids, dtype=np.int32))
 
 

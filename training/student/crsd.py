@@ -13,22 +13,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from relevance.errors import RecipeError
 from relevance.pairs import Pair
 from relevance.text import TextTemplate
 from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
 from training.rationale_rows import joined
+from training.recipe import PERSPECTIVES
 from training.student.batches import Batch
 from training.student.losses import alike, info_nce, task_loss
 from training.student.model import Student, StudentOutput
-from training.student.terms import Term
+from training.student.terms import Term, shared_room
 from training.student_recipe import CrsdRecipe
+
+MIN_ROOM = 16
+"""Tokens that a rationale must have beside the longest pair."""
 
 
 class SecondView:
     """The second view `[CLS] query [SEP] item [SEP] rationale [SEP]` of each pair of a training set.
 
     Args: rationales: pair id → perspective → text; a pair without any is read without one and takes no part in the
-        losses between the views.
+        losses between the views; max_tokens: of the view, as many as the encoder has positions at most.
+    Raises: RecipeError: if the longest pair leaves no room for a rationale.
     """
 
     def __init__(
@@ -39,12 +45,17 @@ class SecondView:
         tokenizer: PairTokenizer,
         max_tokens: int,
     ) -> None:
-        texts = [joined(rationales.get(pair.pair_id, {})) for pair in pairs]
+        if max_tokens < tokenizer.max_pair_tokens + MIN_ROOM:
+            raise RecipeError(
+                f"student.crsd.max_tokens: expected at least {tokenizer.max_pair_tokens + MIN_ROOM}, a pair and a "
+                f"rationale of {MIN_ROOM} tokens; found {max_tokens}"
+            )
+        own = [rationales.get(pair.pair_id, {}) for pair in pairs]
         self._pad = tokenizer.pad_id
-        self._rows = _rows(pairs, texts, template, tokenizer, max_tokens)
-        digests = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=7).digest() for text in texts]
+        self._rows = _rows(pairs, own, template, tokenizer, max_tokens)
+        digests = [hashlib.blake2b(joined(texts).encode("utf-8", "replace"), digest_size=7).digest() for texts in own]
         self._hash_N = np.array([int.from_bytes(digest) for digest in digests], dtype=np.int64)
-        self._told_N = np.array([bool(text) for text in texts])
+        self._told_N = np.array([bool(joined(texts)) for texts in own])
 
     def arrays(self, chosen_B: NDArray[np.int64], ids: PairBatch) -> dict[str, NDArray[np.generic]]:
         """Give token ids, their mask and types, the rationales' hashes and whether there is one."""
@@ -65,17 +76,27 @@ class SecondView:
 
 
 def _rows(
-    pairs: Sequence[Pair], texts: Sequence[str], template: TextTemplate, tokenizer: PairTokenizer, max_tokens: int
+    pairs: Sequence[Pair],
+    rationales: Sequence[Mapping[str, str]],
+    template: TextTemplate,
+    tokenizer: PairTokenizer,
+    max_tokens: int,
 ) -> list[tuple[TokenIds, int]]:
-    """Give each pair's token ids in the second view, cut to `max_tokens`, and its number of query tokens."""
+    """Give each pair's token ids in the second view, and its number of query tokens.
+
+    The pair is never cut; what room it leaves is shared fairly by the perspectives.
+    """
     items = tokenizer.encode_items([template.item_text(pair.item) for pair in pairs])
-    notes = tokenizer.encode_texts(texts)
+    texts = [[own[p] for p in PERSPECTIVES if own.get(p)] for own in rationales]
+    notes = iter(tokenizer.encode_texts([text for own in texts for text in own]))
     rows = []
-    for pair, item, note in zip(pairs, items, notes, strict=True):
+    for pair, item, own in zip(pairs, items, texts, strict=True):
         query = tokenizer.encode_query(template.query_text(pair.query.text))
-        head = [tokenizer.cls_id, *query, tokenizer.sep_id, *item[: tokenizer.item_budget(query)], tokenizer.sep_id]
-        row = [*head, *note][: max_tokens - 1]
-        rows.append((np.array([*row, tokenizer.sep_id] if len(note) else head, dtype=np.int32), len(query)))
+        row = [tokenizer.cls_id, *query, tokenizer.sep_id, *item[: tokenizer.item_budget(query)], tokenizer.sep_id]
+        of_pair = [next(notes) for _ in own]
+        cuts = shared_room([len(note) for note in of_pair], max_tokens - len(row) - 1)
+        row += [token for note, cut in zip(of_pair, cuts, strict=True) for token in note[:cut]]
+        rows.append((np.array([*row, tokenizer.sep_id] if own else row, dtype=np.int32), len(query)))
     return rows
 
 
@@ -83,12 +104,18 @@ class CrsdTerm(Term):
     """CE of the second view + λ_c InfoNCE(g(h), sg g(h')) + λ_kl KL(sg p' ‖ p); its weight within the loss is 1.
 
     Args: student: gives the encoder's width; class_weight_K: of the task loss, None for all ones.
+    Raises: RecipeError: if the second view is longer than the encoder's positions.
     """
 
     def __init__(self, student: Student, recipe: CrsdRecipe, class_weight_K: Tensor | None) -> None:
         super().__init__()
         self.name, self.weight = "crsd", 1.0
         self._recipe, self._class_weight_K = recipe, class_weight_K
+        positions = int(student.encoder.config.max_position_embeddings)
+        if recipe.max_tokens > positions:
+            raise RecipeError(
+                f"student.crsd.max_tokens: expected at most {positions} (encoder positions), found {recipe.max_tokens}"
+            )
         width = int(student.encoder.config.hidden_size)
         self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from relevance.errors import RunError
+from relevance.errors import RecipeError, RunError
 from relevance.tokenization import PairTokenizer
 from training.cot_store import CotStore
 from training.rationale_rows import Evidence, read_rationales
+from training.recipe import PERSPECTIVES
 from training.runs import Run
 from training.student.batches import TrainingSet
 from training.student.ced_kd import RationaleDecoder, RationaleTokens
 from training.student.crsd import CrsdTerm, SecondView
-from training.student.guidance import CotInputs, GuidanceTerm, guidance_targets, reduced_by_pca
+from training.student.guidance import CotInputs, GuidanceTerm, guidance_targets, mean_square, reduced_by_pca
 from training.student.mkd import EvidenceTags, MkdTerm
 from training.student.model import Student
 from training.student.terms import SideInputs, Term
@@ -57,6 +58,7 @@ def make_terms(
     side: list[SideInputs] = []
     if recipe.guidance_weight > 0 and recipe.extractor.kind != "none":
         store = _targets(run, student, data, seed)
+        run.note("student", guidance_of_nothing=round(mean_square(store), 6))
         terms.append(GuidanceTerm(student, recipe.guidance_weight, recipe.guidance, store.width))
         side.append(CotInputs(data.pairs, store))
     if needs_rationales(recipe):
@@ -85,6 +87,10 @@ def _targets(run: Run, student: Student, data: TrainingSet, seed: int) -> CotSto
         )
     store = CotStore.load(run.folder(recipe.store))
     store = guidance_targets(store, recipe, [pair.pair_id for pair in data.pairs], data.label_N, seed)
+    if run.recipe.student.extractor.slots and store.perspectives != PERSPECTIVES:
+        raise RecipeError(
+            f"student.extractor.slots: expected embeddings of {PERSPECTIVES}, one a slot, found {store.perspectives}"
+        )
     if not store.row_of:
         raise RunError(f"{run.folder(recipe.store)}: expected embeddings of the training pairs, found none of theirs")
     if recipe.pca and student.extractor is not None:

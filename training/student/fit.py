@@ -163,7 +163,7 @@ class Fit:
         seconds = max(time.monotonic() - started, 1e-9)
         pairs = (progress.batch - first) * self._accelerator.num_processes * self._plan.recipe.batch_size
         if pairs:
-            self._record(pairs_per_second=round(pairs / seconds, 2))
+            self._record(pairs_per_second=round(pairs / seconds, 2), seconds=round(seconds, 2))
 
     def _end_epoch(self, progress: Progress) -> None:
         if self._plan.evaluate is None:
@@ -174,7 +174,7 @@ class Fit:
         figure = self._plan.figure(logits)
         self._record(epoch=progress.epoch, figure=round(figure, 5), score_spread=round(spread, 6))
         log.info("%s: epoch %d, dev figure %.4f, score spread %.3f", self._folder.name, progress.epoch, figure, spread)
-        if spread < COLLAPSED:
+        if not spread >= COLLAPSED:
             raise CollapseError(
                 f"{self._folder.name}, epoch {progress.epoch}: expected scores that differ between dev pairs, found a "
                 f"standard deviation of {spread:.1e}; lower the learning rate"

@@ -89,8 +89,8 @@ def guidance_targets(
     """Give what the latent is to be near: the chosen perspectives' embeddings, or a control without reasoning in it.
 
     Controls keep the pairs that have an embedding, λ and every parameter: `shuffled` hands each pair the embeddings of
-    another one of its class, `constant` gives all pairs the mean, `random` gives each pair a random unit vector, and
-    `one_hot` the unit vector of its label.
+    another one of its class, `random` gives each pair a random unit vector, `one_hot` the unit vector of its label, and
+    `constant` gives all pairs the mean, which is what centring takes away from the others.
 
     Args: pair_ids, label_N: of the training pairs, whose embeddings alone are used.
     Raises: RecipeError: if a perspective was not embedded.
@@ -104,21 +104,45 @@ def guidance_targets(
     rows = {key: store.row_of[key] for i in pair_ids for p in wanted if (key := (i, p)) in store.row_of}
     label_of = dict(zip(pair_ids, label_N.tolist(), strict=True))
     rng = np.random.default_rng([seed, 29])
-    if recipe.target == "cot":
-        return CotStore(wanted, store.embedding_ND, rows, store.model)
-    if recipe.target == "shuffled":
-        return CotStore(wanted, store.embedding_ND, _shuffled(rows, label_of, rng), store.model)
+    matrix_ND, model = store.embedding_ND, store.model
     if recipe.target == "constant":
-        mean_PD = [store.embedding_ND[[row for (_, q), row in rows.items() if q == p]].mean(axis=0) for p in wanted]
-        return CotStore(
-            wanted, np.stack(mean_PD), {key: wanted.index(key[1]) for key in rows}, f"{store.model}#constant"
-        )
-    if recipe.target == "random":
-        drawn_ND = rng.standard_normal((len(rows), store.width)).astype(np.float32)
-        drawn_ND /= np.linalg.norm(drawn_ND, axis=1, keepdims=True)
-        return CotStore(wanted, drawn_ND, {key: i for i, key in enumerate(rows)}, f"{store.model}#random")
-    labels_KD = np.eye(int(label_N.max()) + 1, store.width, dtype=np.float32)
-    return CotStore(wanted, labels_KD, {key: label_of[key[0]] for key in rows}, f"{store.model}#one-hot")
+        matrix_ND = np.stack([matrix_ND[[r for (_, q), r in rows.items() if q == p]].mean(axis=0) for p in wanted])
+        return CotStore(wanted, matrix_ND, {key: wanted.index(key[1]) for key in rows}, f"{model}#constant")
+    if recipe.target == "shuffled":
+        rows = _shuffled(rows, label_of, rng)
+    elif recipe.target == "random":
+        matrix_ND = rng.standard_normal((len(rows), store.width)).astype(np.float32)
+        matrix_ND /= np.linalg.norm(matrix_ND, axis=1, keepdims=True)
+        rows, model = {key: i for i, key in enumerate(rows)}, f"{model}#random"
+    elif recipe.target == "one_hot":
+        matrix_ND = np.eye(int(label_N.max()) + 1, store.width, dtype=np.float32)
+        rows, model = {key: label_of[key[0]] for key in rows}, f"{model}#one-hot"
+    made = CotStore(wanted, matrix_ND, rows, model)
+    return centred(made) if recipe.centre else made
+
+
+def centred(store: CotStore) -> CotStore:
+    """Give embeddings less their perspective's mean over all entries, so that a latent need not learn a constant."""
+    parts: list[NDArray[np.float32]] = []
+    row_of: dict[tuple[str, str], int] = {}
+    offset = 0
+    for perspective in store.perspectives:
+        own = {key: row for key, row in store.row_of.items() if key[1] == perspective}
+        if not own:
+            continue
+        used, place_N = np.unique(list(own.values()), return_inverse=True)
+        mean_D = store.embedding_ND[list(own.values())].mean(axis=0)
+        parts.append(store.embedding_ND[used] - mean_D)
+        row_of |= {key: offset + int(place) for key, place in zip(own, place_N, strict=True)}
+        offset += len(used)
+    matrix_ND = np.concatenate(parts) if parts else store.embedding_ND[:0]
+    return CotStore(store.perspectives, matrix_ND.astype(np.float32), row_of, f"{store.model}#centred")
+
+
+def mean_square(store: CotStore) -> float:
+    """Give the mean squared length of the targets; of centred ones, how far a latent that says nothing is from them."""
+    rows = list(store.row_of.values())
+    return float((store.embedding_ND[rows] ** 2).sum(axis=1).mean()) if rows else float("nan")
 
 
 def _shuffled(

@@ -67,7 +67,7 @@ def _optional_inputs(run: Run) -> list[tuple[str, str]]:
     read.append((PRETRAIN, ENCODER))
     if needs_rationales(recipe):
         read.append(("rationales", RATIONALES))
-    return [(stage, file) for stage, file in read if run.finished(stage)]
+    return [(stage, file) for stage, file in read if (run.folder(stage) / file).is_file()]
 
 
 def shared_inputs(run: Run) -> dict[str, object]:
@@ -129,6 +129,10 @@ class StudentTraining:
         for seed in recipe.seeds:
             fits.append(self._folder / "fits" / f"seed_{seed}")
             data = labelled_training_set(labelled, self._soft, self._recipe, seed)
+            if self._needs_soft and not data.soft_weight_N.any():
+                raise RunError(
+                    "expected soft labels of the training pairs, found none of theirs; annotate this run's data"
+                )
             self._fit(fits[-1], data, recipe.fit, seed, start=start, on_labels=True)
         student = self._new_student()
         student.load_state_dict(average_weights([fit / WEIGHTS for fit in fits]))
@@ -203,16 +207,29 @@ class StudentTraining:
             self._accelerator.wait_for_everyone()
             self._accelerator.free_memory()
 
+    @property
+    def _needs_soft(self) -> bool:
+        recipe = self._recipe.student
+        return "mkd" in recipe.rationale_terms or recipe.fit.soft_label_weight > 0
+
     def _check(self) -> None:
         if not self._pairs["train"]:
             raise RunError(f"{self._run.path / 'data'}: expected training pairs, found none")
-        needs_soft = "mkd" in self._recipe.student.rationale_terms or self._recipe.student.fit.soft_label_weight > 0
-        if needs_soft and self._soft is None:
+        if self._needs_soft and self._soft is None:
             raise RunError(
                 "expected soft labels for MKD or student.fit.soft_label_weight; run `relevance annotate` first"
             )
         if self._recipe.student.warm_up is not None:
             self._run.require(WARM_UP)
+        for split in {"dev", *self._recipe.student.predicted}:
+            pairs = [p.pair for p in self._pairs[split]]
+            fits_N = readable(pairs, self._template, self._tokenizer)
+            if not fits_N.all():
+                first = pairs[int(np.flatnonzero(~fits_N)[0])].query.text
+                raise RunError(
+                    f"{split}: expected queries of at most {self._tokenizer.max_query_tokens} tokens, found "
+                    f"{int((~fits_N).sum())} pairs with longer ones, such as {first!r:.80}; raise max_query_tokens"
+                )
 
     def _new_student(self) -> Student:
         recipe = self._recipe

@@ -1,8 +1,10 @@
 """Is a certified filter edge as safe as it says? Certify on many samples of a known population, look at the truth.
 
-The promise is P(true false-filter rate ≤ epsilon) ≥ confidence. What is certified is the rate of one Exact pair drawn
-from each query, so `query_rate` averages over queries; `pair_rate` averages over all Exact pairs and differs where hard
-queries have more of them. Suffix: N pairs, K classes.
+The promise is P(certified and true false-filter rate > epsilon) ≤ 1 − confidence over all samples, certified or not:
+where few edges are certified, more of those may be wrong, so their coverage is shown beside it and decides nothing.
+What is certified is the rate of one Exact pair drawn from each query, so `query_rate` averages over queries;
+`pair_rate` averages over all Exact pairs and differs where hard queries have more of them.
+Suffix: N pairs, K classes.
 """
 
 from __future__ import annotations
@@ -122,11 +124,13 @@ def check_refitted(recipe: Recipe, pool: Predictions, *, n_queries: int, draws: 
 
 
 def summary(name: str, n_queries: int, rule: FalseFilterRule, outcomes: list[dict[str, float]]) -> dict[str, Any]:
-    """Count kept promises.
+    """Count broken and kept promises.
 
     Args: outcomes: of each draw: certified, query_rate, pair_rate, irrelevant_filtered.
-    Returns: coverage, the share of certified edges whose true query rate is at most epsilon, with its two-sided 95 %
-        Clopper–Pearson interval; the same of the pair rate; mean rates and share of Irrelevant filtered.
+    Returns: broken, the share of all draws that certify an edge whose true query rate is above epsilon, on which the
+        verdict rests; coverage, the share of certified edges whose rate is not above it; both with two-sided 95 %
+        Clopper–Pearson intervals; the same of the pair rate; mean rates and share of Irrelevant filtered of the
+        certified.
     """
     certified = [o for o in outcomes if o["certified"]]
     figures: dict[str, Any] = {
@@ -137,13 +141,14 @@ def summary(name: str, n_queries: int, rule: FalseFilterRule, outcomes: list[dic
         "nominal": rule.confidence,
         "certified": len(certified),
     }
-    for rate, key in (("query_rate", "coverage"), ("pair_rate", "pair_coverage")):
+    for rate, prefix in (("query_rate", ""), ("pair_rate", "pair_")):
         kept = sum(o[rate] <= rule.epsilon for o in certified)
-        figures[key] = _share_with_interval(kept, len(certified))
+        figures[f"{prefix}broken"] = _share_with_interval(len(certified) - kept, len(outcomes))
+        figures[f"{prefix}coverage"] = _share_with_interval(kept, len(certified))
         figures[f"mean_{rate}"] = float(np.mean([o[rate] for o in certified])) if certified else float("nan")
     removed = [o["irrelevant_filtered"] for o in certified]
     figures["mean_irrelevant_filtered"] = float(np.mean(removed)) if removed else float("nan")
-    figures["verdict"] = _verdict(figures["coverage"], rule.confidence)
+    figures["verdict"] = _verdict(figures["broken"], 1 - rule.confidence) if certified else "nothing was certified"
     return figures
 
 
@@ -157,16 +162,14 @@ def _outcome(population: Population, certified: bool, filtered_N: Bools, rate: f
     }
 
 
-def _share_with_interval(kept: int, among: int) -> dict[str, float]:
+def _share_with_interval(count: int, among: int) -> dict[str, float]:
     if not among:
         return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
-    interval = stats.binomtest(kept, among).proportion_ci(0.95, method="exact")
-    return {"value": kept / among, "low": float(interval.low), "high": float(interval.high)}
+    interval = stats.binomtest(count, among).proportion_ci(0.95, method="exact")
+    return {"value": count / among, "low": float(interval.low), "high": float(interval.high)}
 
 
-def _verdict(coverage: dict[str, float], nominal: float) -> str:
-    if np.isnan(coverage["value"]):
-        return "nothing was certified"
-    if coverage["low"] >= nominal:
-        return "at least nominal"
-    return "below nominal" if coverage["high"] < nominal else "not told apart from nominal"
+def _verdict(broken: dict[str, float], allowed: float) -> str:
+    if broken["high"] <= allowed:
+        return "kept"
+    return "broken" if broken["low"] > allowed else "undecided"

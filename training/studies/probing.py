@@ -5,7 +5,7 @@ of the same student, an extractor that was never trained, a student without one,
 It reads a grid's fits of `grid.ours`, `bert` and `lrkd_shuffled`; nothing is trained but the probes.
 
 Suffixes: N pairs, M pairs that a keyword leaves, K classes, R width of a latent, E kinds of evidence, J folds,
-D states' width, or draws of queries.
+D states' width, or draws; S seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from relevance.errors import InputError, RunError
 from relevance.pairs import LabelledPair, read_labelled_pairs
 from training.evaluate import TEST_READS
 from training.grid.fits import FITS
-from training.grid.statistics import draw_queries
+from training.grid.statistics import draw_queries, seed_weights
 from training.multiplicity import holm
 from training.rationale_rows import read_rationales
 from training.runs import DONE, Run, commit, hash_file, log
@@ -93,7 +93,10 @@ class ProbingSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Probes of one representation for one keyword, mean over seeds; control: F1 on labels without meaning, or nan."""
+    """Probes of one representation for one keyword, mean over seeds.
+
+    Args: drawn_D: with queries drawn, and seeds where there are several; control: F1 on labels without meaning, or nan.
+    """
 
     f1: float
     f1_J: NDArray[np.float64]
@@ -150,8 +153,10 @@ def grid_fits(run: Run, fit: str | None = None) -> list[ProbedFit]:
 def study_probing(run: Run, fits: Sequence[ProbedFit], settings: ProbingSettings | None = None) -> dict[str, Any]:
     """Probe every representation for every keyword and compare the latent with each of the others.
 
-    F1 is of pooled out-of-fold answers; its intervals draw whole queries and keep the fitted probes. The p-values are
-    Nadeau and Bengio's corrected t-test over folds, corrected by Holm over all keywords and comparisons at once.
+    F1 is of pooled out-of-fold answers; its intervals draw whole queries and, apart from that, seeds where there are
+    several, as the grid's do, and keep the fitted probes. The p-values are Nadeau and Bengio's corrected t-test over
+    the folds of the mean over seeds, so they speak of these students, corrected by Holm over all keywords and
+    comparisons at once.
 
     Args: fits: one a seed; figures are means over them; settings: None for the defaults.
     Returns: plain data: settings, keywords, representations and comparisons.
@@ -198,13 +203,21 @@ def compare(
     """
     queries, place_N = np.unique(query_N, return_inverse=True)
     drawn_DQ = draw_queries(len(queries), settings.draws, seed).astype(np.float64)
+    weight_DS = seed_weights(len(states), settings.draws, seed)
     measured: list[dict[str, _Measured]] = []
     for number, keyword in enumerate(tqdm(keywords, unit="keyword", desc="probing")):
         rng = np.random.default_rng([seed, number])
         control_M = control_labels(types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
         measured.append(
             {
-                name: _measure([own[name] for own in states], keyword, control_M, place_N[keyword.row_M], drawn_DQ)
+                name: _measure(
+                    [own[name] for own in states],
+                    keyword,
+                    control_M,
+                    query_M=place_N[keyword.row_M],
+                    drawn_DQ=drawn_DQ,
+                    weight_DS=weight_DS,
+                )
                 for name in REPRESENTATIONS
             }
         )
@@ -245,20 +258,23 @@ def _measure(
     states: Sequence[NDArray[np.float32]],
     keyword: Keyword,
     control_M: NDArray[np.bool_],
+    *,
     query_M: NDArray[np.int64],
     drawn_DQ: NDArray[np.float64],
+    weight_DS: NDArray[np.float64],
 ) -> _Measured:
     present_M, folds = keyword.present_M, keyword.folds
     probes = [probe(state[keyword.row_M], present_M, folds) for state in states]
-    control = float("nan")
+    controls: list[float] = []
     if trainable(control_M, folds):
-        control = f1(probe(states[0][keyword.row_M], control_M, folds).answer_M, control_M)
+        controls = [f1(probe(state[keyword.row_M], control_M, folds).answer_M, control_M) for state in states]
+    drawn_DS = np.stack([drawn_f1(p.answer_M, present_M, query_M, drawn_DQ) for p in probes], axis=1)
     return _Measured(
         _mean([f1(p.answer_M, present_M) for p in probes]),
         np.mean([p.f1_J for p in probes], axis=0),
         _mean([probe_auc(p, present_M, folds) for p in probes]),
-        np.mean([drawn_f1(p.answer_M, present_M, query_M, drawn_DQ) for p in probes], axis=0),
-        control,
+        (drawn_DS * weight_DS).sum(axis=1),
+        _mean(controls),
     )
 
 

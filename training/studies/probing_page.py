@@ -28,7 +28,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"Probes for {len(words)} keywords on {result['n_pairs']} pairs of {result['n_queries']} queries, "
         f"{result['folds']} folds of whole queries; system {result['system']}, seeds "
         f"{', '.join(map(str, result['seeds']))}. Pairs whose query or item text shows a keyword are left out of its "
-        "probe. Intervals: 95 %, whole queries drawn.\n"
+        f"probe. {_scope(len(result['seeds']))}\n"
     )
     representations = markdown_table(
         ("representation", "F1", "AUC", "F1 minus control task", "F1 over the label alone"),
@@ -91,6 +91,15 @@ def draw_deltas(result: Mapping[str, Any]) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+def _scope(n_seeds: int) -> str:
+    if n_seeds == 1:
+        return "Intervals: 95 %, whole queries drawn, for this one student of each system; p of folds of the same."
+    return (
+        f"Intervals: 95 %, whole queries and, apart from them, the {n_seeds} seeds drawn; p of folds, for the mean of "
+        "these students, other seeds not considered."
+    )
 
 
 def _figure(value: float) -> str:

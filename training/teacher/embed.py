@@ -107,9 +107,14 @@ def main(argv: list[str] | None = None) -> int:
     with run.stage("embed", inputs) as folder:
         if folder is not None:
             rationales = [rationale for path in files for rationale in read_rationales(path)]
-            encoder = sentence or LsaEncoder(recipe.model, [rationale.rationale for rationale in rationales])
+            encoder = sentence or LsaEncoder(recipe.model, _train_texts(source))
             embed_rationales(run, rationales, encoder).save(folder)
     return 0
+
+
+def _train_texts(source: Path) -> list[str]:
+    """Give what an encoder may be fitted on: the training pairs' rationales, no other split's."""
+    return [rationale.rationale for rationale in read_rationales(source / "rationales.train.jsonl")]
 
 
 def embed_rationales(run: Run, rationales: Sequence[Rationale], encoder: TextEncoder) -> CotStore:

@@ -55,7 +55,7 @@ class MarketplaceAnnotator:
     def generate(self, pair: Pair, perspective: Perspective) -> Rationale:
         """Write the rationale of one pair from one perspective.
 
-        The generator's name ends in the family of paraphrases, which test does not share with the other splits.
+        The generator's name ends in the family of paraphrases, which train shares with no other split.
 
         Raises: InputError: if the query is none of the marketplace's.
         """

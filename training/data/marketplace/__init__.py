@@ -52,10 +52,16 @@ def write_side_tables(folder: Path, recipe: DataRecipe) -> None:
 
 
 def world_card(recipe: DataRecipe) -> dict[str, Any]:
-    """Give what a reader of figures should know of the world: its sizes, its noise, and what training never saw."""
+    """Give what a reader of figures should know of the world: its sizes, its noise, and what training never saw.
+
+    The noise is also told by the class that labels show: a rare one beside a common one has more of it than the rest.
+    """
     world = make_world(recipe.marketplace)
-    moved = sum(
-        clean != sourced.labelled.label for (_, clean, _), sourced in zip(world.truth, world.pairs, strict=True)
+    given = Counter(sourced.labelled.label for sourced in world.pairs)
+    moved = Counter(
+        sourced.labelled.label
+        for (_, clean, _), sourced in zip(world.truth, world.pairs, strict=True)
+        if clean != sourced.labelled.label
     )
     return {
         "recipe": recipe.marketplace.model_dump(mode="json"),
@@ -63,7 +69,10 @@ def world_card(recipe: DataRecipe) -> dict[str, Any]:
         "brands": len(load_catalogue().brands),
         "held_out_categories": sorted(world.held_out.categories),
         "held_out_brands": sorted(world.held_out.brands),
-        "share_of_moved_labels": round(moved / len(world.truth), 4),
+        "share_of_moved_labels": round(moved.total() / len(world.truth), 4),
+        "share_of_moved_labels_by_class": {
+            name: round(moved[name] / given[name], 4) for name in CLASSES if given[name]
+        },
         "test_pairs": dict(Counter(s.labelled.source for s in world.pairs if s.own_split == "test")),
     }
 

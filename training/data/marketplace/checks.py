@@ -47,7 +47,7 @@ def check_held_out(held_out: HeldOut, labelled: Iterable[LabelledPair], intents:
 
 
 def check_titles(leaks: Mapping[str, Mapping[str, int]]) -> None:
-    """Refuse splits of which one nearly repeats a title of another.
+    """Refuse splits of which one nearly repeats a title of another; queries are `training.data.split.check_leaks`'s.
 
     Args: leaks: as `training.data.split.leak_report` gives them.
     Raises: RunError: naming the two splits.
