@@ -40,7 +40,7 @@ SYSTEMS = {
         "guidance",
         ["student.guidance_weight=0.1", "student.guidance.target='constant'"],
     ),
-    "second view": ("crsd", ["student.rationale_terms=['crsd']", "student.crsd.max_tokens=40"]),
+    "second view": ("crsd", ["student.rationale_terms=['crsd']", "student.crsd.max_tokens=96"]),
     "decoder": ("ced_kd", ["student.rationale_terms=['ced_kd']", "student.ced_kd.max_tokens=12"]),
     "tags and soft labels": ("mkd", ["student.rationale_terms=['mkd']"]),
 }
