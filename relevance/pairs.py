@@ -154,7 +154,7 @@ def read_pairs(path: Path, bad_rows: BadRows | None = None) -> Iterator[Pair]:
     Raises: InputError: if the file is missing, of another kind, or lacks a column; RowError: as `bad_rows` says.
     """
     bad_rows = bad_rows or BadRows()
-    for number, row in _rows(path, ("query", "title"), bad_rows):
+    for number, row in plain_rows(path, ("query", "title"), bad_rows):
         try:
             yield parse_pair(row, number, path.name)
         except RowError as error:
@@ -177,7 +177,7 @@ def numbered_labelled_pairs(
     Raises: InputError: if the file is missing, of another kind, or lacks a column; RowError: as `bad_rows` says.
     """
     bad_rows = bad_rows or BadRows()
-    for number, row in _rows(path, ("query", "title", "label"), bad_rows):
+    for number, row in plain_rows(path, ("query", "title", "label"), bad_rows):
         try:
             pair = parse_labelled_pair(row, number, path.name, scheme)
         except RowError as error:
@@ -246,7 +246,12 @@ def _parse_attributes(value: object, number: int, where: str) -> dict[str, str]:
     return {str(k): v for k, v in value.items()}
 
 
-def _rows(path: Path, required: tuple[str, ...], bad_rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
+def plain_rows(path: Path, required: tuple[str, ...], bad_rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a .jsonl or .parquet file as (1-based row number, plain values).
+
+    Args: required: columns that a Parquet file must have; of a JSON line, each value is checked where it is used.
+    Raises: InputError: if the file is missing or of another kind; RowError: of a bad line, as `bad_rows` says.
+    """
     if not path.is_file():
         raise InputError(f"{path}: expected a file, found none")
     if path.suffix == ".jsonl":

@@ -5,10 +5,9 @@ Suffixes: N rows of the experiment, U users.
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relevance.errors import InputError, RowError
-from relevance.pairs import BadRows, parquet_rows
+from relevance.pairs import BadRows, plain_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -110,7 +109,7 @@ def read_events(
     bad_rows = bad_rows or BadRows()
     collected: _Collector | None = None
     required = ("user_id", "variant", denominator, *segments)
-    for number, row in _rows(path, required, bad_rows):
+    for number, row in plain_rows(path, required, bad_rows):
         if collected is None:
             if missing := [name for name in required if name not in row]:
                 raise InputError(
@@ -245,31 +244,6 @@ def _columns(path: Path, row: Mapping[str, Any], denominator: str) -> tuple[str,
     if pre and PRE + denominator not in pre:
         raise InputError(f"{path}: expected the column {PRE + denominator!r} beside {', '.join(pre)}, found none")
     return (denominator, *numerators, *((LATENCY,) if LATENCY in row else ()), *pre)
-
-
-def _rows(path: Path, required: tuple[str, ...], bad_rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read rows with their 1-based numbers; of a JSON line, each value is checked where it is used."""
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file, found none")
-    if path.suffix == ".parquet":
-        yield from parquet_rows(path, required)
-        return
-    if path.suffix != ".jsonl":
-        raise InputError(f"{path}: expected a .jsonl or .parquet file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                bad_rows.add(RowError(path.name, number, "*", f"expected one JSON object in UTF-8: {error}"))
-                continue
-            if not isinstance(row, dict):
-                problem = f"expected a JSON object, found {type(row).__name__}"
-                bad_rows.add(RowError(path.name, number, "*", problem))
-                continue
-            yield number, row
 
 
 def _text(row: Mapping[str, Any], number: int, column: str, where: str) -> str:

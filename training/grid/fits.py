@@ -19,6 +19,7 @@ from relevance.calibration import softmax
 from relevance.errors import RunError
 from relevance.labels import LabelScheme
 from training.calibrate import balanced_label_weights
+from training.grid.status import STATUS
 from training.grid.systems import SYSTEMS
 from training.predictions import Predictions, read_predictions
 from training.runs import Run
@@ -27,7 +28,6 @@ Floats = NDArray[np.float64]
 State = Literal["done", "diverged", "failed", "not run"]
 FITS = "fits"
 GRID = "grid.json"
-STATUS = "status.json"
 _SAME = ("pair_id", "query_id", "item_id", "locale", "source", "label", "exact_only")
 _UNTRAINED = ("baseline", "annotated")
 """Kinds of systems that one run, seed_0, stands for all seeds of."""

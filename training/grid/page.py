@@ -131,16 +131,15 @@ def summary(results: Mapping[str, Any]) -> list[str]:
 
 
 def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give each system's mean training time and speed, and its speed as a multiple of plain BERT's."""
+    """Give each system's mean training time, speed and size.
+
+    No ratios: runs share their cores with whatever else runs, so a fair one comes from benchmarks.training_throughput.
+    """
     rows = []
     for system in results["systems"]:
         runs = [r for r in results["runs"] if r["system"] == system["name"] and r["state"] == "done"]
         means = {key: _mean([r[key] for r in runs]) for key in ("seconds", "pairs_per_second", "parameters")}
         rows.append({"name": system["name"], "title": system["title"], **means})
-    bert = next((row["pairs_per_second"] for row in rows if row["name"] == "bert"), None)
-    for row in rows:
-        speed = row["pairs_per_second"]
-        row["of_bert"] = speed / bert if bert and speed is not None else None
     return rows
 
 
