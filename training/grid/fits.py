@@ -35,7 +35,10 @@ _UNTRAINED = ("baseline", "annotated")
 
 @dataclass(frozen=True, slots=True)
 class FitRun:
-    """How one run of one system ended; None where its status does not say."""
+    """How one run of one system ended; None where its status does not say.
+
+    Args: guidance_explained: share of the guidance targets' mean square that the latent explained at the end.
+    """
 
     system: str
     seed: int
@@ -44,6 +47,7 @@ class FitRun:
     seconds: float | None = None
     pairs_per_second: float | None = None
     parameters: int | None = None
+    guidance_explained: float | None = None
     config_hash: str | None = None
 
 
@@ -171,7 +175,7 @@ def _status(folder: Path, system: str, seed: int) -> FitRun:
         state: State = {"done": "done", "diverged": "diverged"}.get(status["state"], "failed")  # type: ignore[assignment]
     except (ValueError, KeyError, TypeError):
         return FitRun(system, seed, "failed", f"{STATUS} is not a JSON object with a state")
-    fields = ("error", "seconds", "pairs_per_second", "parameters", "config_hash")
+    fields = ("error", "seconds", "pairs_per_second", "parameters", "guidance_explained", "config_hash")
     return FitRun(system, seed, state, **{name: status.get(name) for name in fields})
 
 

@@ -131,14 +131,14 @@ def summary(results: Mapping[str, Any]) -> list[str]:
 
 
 def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give each system's mean training time, speed and size.
+    """Give each system's mean training time, speed, size, and how much of its guidance it met.
 
     No ratios: runs share their cores with whatever else runs, so a fair one comes from benchmarks.training_throughput.
     """
-    rows = []
+    rows, keys = [], ("seconds", "pairs_per_second", "parameters", "guidance_explained")
     for system in results["systems"]:
         runs = [r for r in results["runs"] if r["system"] == system["name"] and r["state"] == "done"]
-        means = {key: _mean([r[key] for r in runs]) for key in ("seconds", "pairs_per_second", "parameters")}
+        means = {key: _mean([r[key] for r in runs]) for key in keys}
         rows.append({"name": system["name"], "title": system["title"], **means})
     return rows
 

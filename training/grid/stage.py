@@ -29,6 +29,8 @@ TUNING_SEED = 1000
 """Seed of every trial, none of a grid's own."""
 VISIBLE = "visible"
 LSA_WIDTH = 384
+_BESIDE_A_FIT = {"grid", "stages", "name", "teacher"}
+"""Recipe keys that decide no fit by themselves; what the teacher's stages made, the shared stages' hashes tell."""
 ALLOWANCES = {
     "privileged_input": {
         "template": "reads the hidden fields: what a shop that has them would ship",
@@ -215,7 +217,7 @@ def _jobs_of(run: Run, system: System, seeds: tuple[int, ...], tuned: dict[str, 
 
 def _config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
     """Hash all that decides a job's result: its recipe, what the shared stages read, and the members of an average."""
-    content = recipe.model_dump(mode="json", exclude={"grid", "stages", "name"})
+    content = recipe.model_dump(mode="json", exclude=_BESIDE_A_FIT)
     shared = {
         stage: json.loads((run.path / stage / DONE).read_text())["inputs"]
         for stage in (*run.recipe.stages, f"{VISIBLE}/embed", f"{LSA}/embed")
@@ -226,7 +228,7 @@ def _config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
 
 def _common_hash(recipe: Recipe) -> str:
     """Hash what all tuning trials of a recipe share: the common recipe and how many queries a trial trains on."""
-    content = recipe.model_dump(mode="json", exclude={"grid", "stages", "name"})
+    content = recipe.model_dump(mode="json", exclude=_BESIDE_A_FIT)
     return hash_json([content, recipe.grid.tuning_queries])
 
 
