@@ -23,7 +23,7 @@ from relevance.pairs import LabelledPair, read_labelled_pairs
 from training.cot_store import CotStore
 from training.predictions import read_predictions
 from training.rationale_rows import Rationale, read_rationales
-from training.recipe import PERSPECTIVES, SPLITS, Split
+from training.recipe import SPLITS, VIEWS, Split
 from training.runs import Run
 from training.soft_labels import FILE, read_soft_labels
 from training.teacher.label_words import label_pattern, strip_verdict
@@ -258,7 +258,7 @@ def _pair_ids(run: Run, split: Split) -> list[str]:
 def _targets(run: Run, store: CotStore, split: Split) -> Targets:
     """Give the pairs of a split that have all perspectives' embeddings."""
     labelled, scheme = _labelled(run, split), run.recipe.label_scheme
-    single_P = np.array([perspective in PERSPECTIVES for perspective in store.perspectives])
+    single_P = np.array([perspective in VIEWS for perspective in store.perspectives])
     embedding_BPD, mask_BP = store.lookup([one.pair.pair_id for one in labelled])
     there_N = mask_BP[:, single_P].all(axis=1)
     pair_ids = tuple(labelled[n].pair.pair_id for n in np.flatnonzero(there_N))

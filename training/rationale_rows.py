@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from relevance.errors import InputError, RowError
-from training.recipe import PERSPECTIVES, Perspective
+from training.recipe import VIEWS, View
 
 COMBINED = "combined"
 """Perspective of a pair's rationales joined to one text (LRKD-Combined)."""
@@ -41,7 +41,7 @@ class Rationale(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pair_id: str
-    perspective: Perspective
+    perspective: View
     evidence: tuple[Evidence, ...]
     rationale: str
     verdict: str | None
@@ -72,5 +72,5 @@ def read_rationales(path: Path) -> Iterator[Rationale]:
 
 
 def joined(texts: Mapping[str, str]) -> str:
-    """Give one text of a pair's rationales, in the order of the perspectives; "" without any."""
-    return " ".join(texts[perspective] for perspective in PERSPECTIVES if perspective in texts)
+    """Give one text of a pair's rationales, in the order of the views; "" without any."""
+    return " ".join(texts[perspective] for perspective in VIEWS if perspective in texts)

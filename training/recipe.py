@@ -13,6 +13,7 @@ from relevance.labels import LabelScheme, load_scheme
 from relevance.text import TextTemplate
 from relevance.tokenization import N_SPECIAL
 from training.student_recipe import Section, StudentRecipe
+from training.teacher_recipe import TeacherRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
 Split = Literal["train", "dev", "cal", "test"]
@@ -20,6 +21,9 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "cal", "test")
 Perspective = Literal["user", "struct", "rule"]
 PERSPECTIVES: tuple[Perspective, ...] = ("user", "struct", "rule")
 """User intent, structured analysis, business rule (arXiv:2601.21611, section 3.2)."""
+View = Literal["user", "struct", "rule", "unified"]
+VIEWS: tuple[View, ...] = (*PERSPECTIVES, "unified")
+"""What a teacher may be asked for: one perspective, or, after fine-tuning, an answer of its own choice (eq. 2)."""
 
 
 class MarketplaceRecipe(Section):
@@ -66,11 +70,12 @@ class RationalesRecipe(Section):
     """Stage `rationales`.
 
     Args: generator: `programmatic` writes from item fields the student does not see, `visible` from the title alone
-        (a control), `marketplace` and `marketplace-visible` do so in the synthetic world; query_readings: optional
+        (a control), `marketplace` and `marketplace-visible` do so in the synthetic world, `teacher` is the run's LLM
+        teacher (section `teacher`), whose one rationale a pair names no perspective; query_readings: optional
         folder with esci_query_reasoning.parquet; splits: which pairs get rationales.
     """
 
-    generator: Literal["programmatic", "visible", "marketplace", "marketplace-visible"] = "programmatic"
+    generator: Literal["programmatic", "visible", "marketplace", "marketplace-visible", "teacher"] = "programmatic"
     perspectives: tuple[Perspective, ...] = PERSPECTIVES
     query_readings: str | None = None
     splits: tuple[Split, ...] = ("train",)
@@ -101,14 +106,14 @@ class AnnotateRecipe(Section):
     """Stage `annotate`: a feature-based teacher, fitted on labelled pairs, gives probabilities to pairs without labels.
 
     Args: teacher: `features` reads texts by a sentence encoder; `facts` holds a marketplace's catalogue facts against
-        what its queries ask for, and labels the training pairs only; model: sentence encoder of the teacher's
-        features; items: folder with esci_products.parquet, None for the
+        what its queries ask for, and labels the training pairs only; `policy` is the run's LLM teacher; model:
+        sentence encoder of the teacher's features; items: folder with esci_products.parquet, None for the
         items of the training pairs; queries: folder with esci_label_ids.parquet, whose train queries are added, None
         for the queries of the training pairs; ranks: for each query, so many items drawn from this range of its
         ranking by cosine; extra_ranks: the same for queries of `queries`; folds: of cross-fitting.
     """
 
-    teacher: Literal["features", "facts"] = "features"
+    teacher: Literal["features", "facts", "policy"] = "features"
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     items: str | None = None
     queries: str | None = None
@@ -214,6 +219,7 @@ class Recipe(Section):
     rationales: RationalesRecipe = RationalesRecipe()
     embed: EmbedRecipe = EmbedRecipe()
     annotate: AnnotateRecipe = AnnotateRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()
     student: StudentRecipe = StudentRecipe()
     calibrate: CalibrateRecipe = CalibrateRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()

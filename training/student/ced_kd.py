@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from relevance.errors import RecipeError
 from relevance.pairs import Pair
 from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
-from training.recipe import PERSPECTIVES
+from training.recipe import VIEWS
 from training.student.batches import Batch
 from training.student.model import Student, StudentOutput
 from training.student.terms import Term, shared_room
@@ -52,7 +52,7 @@ class RationaleTokens:
         self._ids: list[TokenIds] = []
         for start in range(0, len(pairs), _ROWS_AT_ONCE):
             own = [rationales.get(pair.pair_id, {}) for pair in pairs[start : start + _ROWS_AT_ONCE]]
-            self._encode([[texts[p] for p in PERSPECTIVES if texts.get(p)] for texts in own], max_tokens)
+            self._encode([[texts[p] for p in VIEWS if texts.get(p)] for texts in own], max_tokens)
 
     def arrays(self, chosen_B: NDArray[np.int64], ids: PairBatch) -> dict[str, NDArray[np.generic]]:
         """Give `rationale_ids_BS`, int64, as long as the batch's longest."""

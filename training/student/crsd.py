@@ -18,7 +18,7 @@ from relevance.pairs import Pair
 from relevance.text import TextTemplate
 from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
 from training.rationale_rows import joined
-from training.recipe import PERSPECTIVES
+from training.recipe import VIEWS
 from training.student.batches import Batch
 from training.student.losses import alike, info_nce, task_loss
 from training.student.model import Student, StudentOutput
@@ -87,7 +87,7 @@ def _rows(
     The pair is never cut; what room it leaves is shared fairly by the perspectives.
     """
     items = tokenizer.encode_items([template.item_text(pair.item) for pair in pairs])
-    texts = [[own[p] for p in PERSPECTIVES if own.get(p)] for own in rationales]
+    texts = [[own[p] for p in VIEWS if own.get(p)] for own in rationales]
     notes = iter(tokenizer.encode_texts([text for own in texts for text in own]))
     rows = []
     for pair, item, own in zip(pairs, items, texts, strict=True):

@@ -15,7 +15,7 @@ from relevance.errors import RecipeError
 from relevance.pairs import Pair
 from relevance.tokenization import PairBatch
 from training.cot_store import CotStore
-from training.recipe import PERSPECTIVES
+from training.recipe import VIEWS
 from training.student.batches import Batch
 from training.student.losses import alike, cosine_guidance_loss, guidance_loss, info_nce_guidance_loss
 from training.student.model import Student, StudentOutput
@@ -95,7 +95,7 @@ def guidance_targets(
     Args: pair_ids, label_N: of the training pairs, whose embeddings alone are used.
     Raises: RecipeError: if a perspective was not embedded.
     """
-    wanted = recipe.perspectives or tuple(p for p in store.perspectives if p in PERSPECTIVES)
+    wanted = recipe.perspectives or tuple(p for p in store.perspectives if p in VIEWS)
     unknown = set(wanted) - set(store.perspectives)
     if unknown:
         raise RecipeError(

@@ -21,7 +21,7 @@ from relevance.errors import InputError, RecipeError
 from training.cot_store import CotStore
 from training.model_source import resolve_model
 from training.rationale_rows import COMBINED, Rationale, joined, read_rationales
-from training.recipe import EmbedRecipe
+from training.recipe import VIEWS, EmbedRecipe
 from training.runs import Run, hash_file, stage_arguments
 from training.teacher.embedding_cache import EmbeddingCache, text_key
 from training.teacher.label_words import strip_verdict
@@ -141,7 +141,10 @@ def embed_rationales(run: Run, rationales: Sequence[Rationale], encoder: TextEnc
     run.note("embed", rationales=len(texts), texts=len(row_of_text), embedded=embedded, model=encoder.model)
     log.info("embed: %d rationales, %d texts, %d embedded now", len(texts), len(row_of_text), embedded)
     row_of: dict[tuple[str, str], int] = {key: row_of_text[text] for key, text in zip(keys, texts, strict=True)}
-    perspectives = (*run.recipe.rationales.perspectives, *((COMBINED,) if recipe.combined else ()))
+    asked = run.recipe.rationales
+    seen = {r.perspective for r in rationales}
+    views = tuple(v for v in VIEWS if v in seen) if asked.generator == "teacher" else asked.perspectives
+    perspectives = (*views, *((COMBINED,) if recipe.combined else ()))
     return CotStore(perspectives, embedding_ND, row_of, encoder.model)
 
 
