@@ -7,7 +7,7 @@ OUT ?= runs/$(RECIPE)
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test check bench pipeline golden install-service install-all clean
+.PHONY: serve test check bench pipeline dashboards golden install-service install-all clean
 
 serve: $(VENV)/service.stamp  ## run the service on the embedded default bundle
 	$(BIN)/relevance serve --host $(HOST) --port $(PORT)
@@ -29,6 +29,9 @@ pipeline: $(VENV)/all.stamp  ## pairs to a verified bundle: make pipeline RECIPE
 	$(BIN)/relevance pipeline --recipe $(RECIPE) --out $(OUT) $(ARGS)
 	$(BIN)/relevance verify $(OUT)/export/bundle
 
+dashboards: $(VENV)/all.stamp  ## rewrite Prometheus rules and Grafana dashboards from their code
+	$(BIN)/python -m k8s.monitoring $(ARGS)
+
 golden: $(VENV)/all.stamp  ## rewrite the golden files; review them as a diff
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -k golden
 
@@ -42,7 +45,7 @@ $(VENV)/service.stamp: pyproject.toml constraints.txt
 # torch first: its pinned version comes as the CPU build, which everything after it then keeps.
 $(VENV)/all.stamp: $(VENV)/service.stamp
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,export]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,teacher,scale,export]' --group dev
 	touch $@
 
 clean:

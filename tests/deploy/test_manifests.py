@@ -1,0 +1,387 @@
+"""The manifests as the real `kubectl kustomize` renders them: valid, tied together, and as strict as they claim."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import generate_latest
+from rendering import (
+    K8S,
+    KUSTOMIZATION,
+    containers,
+    copy_for_old_kustomize,
+    kustomize,
+    of_kind,
+    pod_specs,
+    render,
+    server_pods,
+    settings_of,
+    sorted_documents,
+)
+
+from relevance import __version__
+from relevance.bundle import open_bundle
+from service.settings import DEFAULT_BUNDLE, Settings, load_settings
+from service.telemetry import Telemetry
+
+ENTRIES = ("overlays/cpu", "overlays/gpu", "examples/canary", "examples/keda", "examples/redis", "examples/shadow")
+OLDEST_KUBERNETES = "1.31"
+SCHEMAS = {
+    schema["properties"]["kind"]["const"]: schema
+    for schema in (json.loads(path.read_text()) for path in Path(__file__).with_name("schemas").glob("*.json"))
+}
+EXTRA = 5
+"""Seconds that the grace period has beyond the hook and the longest request."""
+WRITABLE = {"/tmp", "/engines"}
+DELIVERY = "examples/deliver"
+every_entry = pytest.mark.parametrize("entry", ENTRIES)
+every_folder = pytest.mark.parametrize("entry", [*ENTRIES, DELIVERY])
+
+
+def _fits(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+def _quantity(text: str) -> float:
+    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+
+
+def _validate(document) -> None:
+    if document["kind"] in SCHEMAS:
+        jsonschema.validate(document, SCHEMAS[document["kind"]])
+        return
+    for version in (OLDEST_KUBERNETES, kubernetes_validate.latest_version()):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+@every_folder
+def test_every_document_is_valid(entry: str):
+    """Against the schemas of Kubernetes, oldest supported and newest, or ours for the kinds of operators."""
+    for document in render(entry):
+        _validate(document)
+
+
+@pytest.mark.parametrize("path", sorted(K8S.rglob("prometheusrule.yaml")), ids=lambda p: str(p.relative_to(K8S)))
+def test_rule_manifests_are_valid(path: Path):
+    """The PrometheusRule files hold what the operator reads."""
+    _validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("field", ["spec", "kind"])
+def test_a_schema_of_ours_refuses_what_the_operator_would(field: str):
+    """A field too many or one missing."""
+    [monitor] = of_kind("overlays/cpu", "ServiceMonitor")
+
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(monitor | {"extra": 1}, SCHEMAS["ServiceMonitor"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({key: v for key, v in monitor.items() if key != field}, SCHEMAS["ServiceMonitor"])
+
+
+def test_the_copy_for_an_old_kubectl_renders_to_the_same(tmp_path):
+    """Bases, patchesJson6902 and layers mean what resources, patches and components mean."""
+    copy = copy_for_old_kustomize(K8S, tmp_path / "k8s")
+
+    for path in copy.rglob(KUSTOMIZATION):
+        content = yaml.safe_load(path.read_text())
+        if content["kind"] == "Kustomization":
+            assert not {"components", "patches"} & set(content)
+            assert all((path.parent / name).is_file() for name in content.get("resources", []))
+    for entry in (*ENTRIES, DELIVERY):
+        original = [d for d in render(entry) if d["kind"] != "PriorityClass"]
+        copied = [d for d in kustomize(copy / entry) if d["kind"] != "PriorityClass"]
+        assert sorted_documents(original) == sorted_documents(copied)
+
+
+def test_kustomizations_use_today_s_words_and_every_file_is_used():
+    """No `bases`, no `patchesJson6902`; no manifest that nothing names."""
+    files = {p for p in K8S.rglob("*.yaml") if "monitoring" not in p.parts and p.name != KUSTOMIZATION}
+    named = set()
+    for path in K8S.rglob(KUSTOMIZATION):
+        content = yaml.safe_load(path.read_text())
+        assert not {"bases", "patchesJson6902", "patchesStrategicMerge", "commonLabels", "vars"} & set(content)
+        named |= {path.parent / name for name in content.get("resources", [])}
+        named |= {path.parent / patch["path"] for patch in content.get("patches", [])}
+
+    assert {str(p.relative_to(K8S)) for p in files - named} == {"components/hpa/prometheus-adapter-rules.yaml"}
+
+
+@every_folder
+def test_no_container_runs_as_root_or_may_become_it(entry: str):
+    """The restricted profile, a numbered user, a read-only root, no capabilities, no token."""
+    for name, _, spec in pod_specs(entry):
+        pod = spec["securityContext"]
+        assert pod["runAsNonRoot"] is True, name
+        assert min(pod["runAsUser"], pod["runAsGroup"]) >= 10_000
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        for container in containers(spec):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+@every_entry
+def test_the_namespace_lets_no_other_pod_in(entry: str):
+    """The cluster itself enforces the restricted profile there, and the account has no token to give away."""
+    [namespace] = of_kind(entry, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert [d["automountServiceAccountToken"] for d in of_kind(entry, "ServiceAccount")] == [False]
+
+
+@every_folder
+def test_every_container_has_a_pinned_image_requests_and_limits(entry: str):
+    """Never `latest`, ours tagged with the project's version; memory requested is memory granted."""
+    for _, _, spec in pod_specs(entry):
+        for container in containers(spec):
+            name, _, tag = container["image"].rpartition(":")
+            assert name
+            assert tag not in {"", "latest"}
+            if "relevance-tiers" in name:
+                assert tag == f"{__version__}-{'gpu' if entry.endswith('gpu') else 'cpu'}"
+            wanted, granted = container["resources"]["requests"], container["resources"]["limits"]
+            assert {"cpu", "memory", "ephemeral-storage"} <= set(wanted)
+            assert set(wanted) == set(granted)
+            assert wanted["memory"] == granted["memory"]
+
+
+@every_entry
+def test_the_service_gets_whole_cores_because_the_limit_sets_its_threads(entry: str):
+    """Requests equal limits, so the pod is Guaranteed; a GPU pod asks for one device."""
+    for _, _, spec in server_pods(entry):
+        [server] = spec["containers"]
+        assert server["resources"]["requests"] == server["resources"]["limits"]
+        assert server["resources"]["limits"]["cpu"].isdigit()
+        assert (server["resources"]["limits"].get("nvidia.com/gpu") == "1") is entry.endswith("gpu")
+
+
+@every_entry
+def test_every_setting_in_a_manifest_is_one_that_the_service_reads(entry: str):
+    """By name, and the values are accepted; secrets come by reference, never as text."""
+    for _, _, spec in server_pods(entry):
+        [server] = spec["containers"]
+        given = settings_of(entry, server)
+        names = {*given, *(entry["name"] for entry in server.get("env", []))}
+        fields = {name.removeprefix("RELEVANCE_").lower() for name in names}
+        assert all(name.startswith("RELEVANCE_") for name in names)
+        assert fields <= set(Settings.model_fields)
+        loaded = load_settings(**{name.removeprefix("RELEVANCE_").lower(): value for name, value in given.items()})
+        assert loaded.bundle_id == given["RELEVANCE_BUNDLE_ID"]
+        assert not {"RELEVANCE_REDIS_URL"} & set(given)
+
+
+@every_entry
+def test_probes_ask_the_service_s_own_routes_on_a_port_it_has(entry: str):
+    """startupz, livez, readyz, each on the named port; port numbers are those of the settings."""
+    for _, _, spec in server_pods(entry):
+        [server] = spec["containers"]
+        ports = {port["name"]: port["containerPort"] for port in server["ports"]}
+        given = settings_of(entry, server)
+        assert ports == {"http": int(given["RELEVANCE_PORT"]), "admin": int(given["RELEVANCE_ADMIN_PORT"])}
+        for probe, route in (("startupProbe", "/startupz"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+            assert server[probe]["httpGet"] == {"path": route, "port": "http"}
+
+
+@every_entry
+def test_a_pod_has_time_to_drain_and_a_rollout_never_takes_one_away_first(entry: str):
+    """Grace ≥ the hook's wait + the longest request + 5 s, the service's own window equals the hook's."""
+    for deployment in of_kind(entry, "Deployment"):
+        if deployment["metadata"]["labels"]["app.kubernetes.io/component"] != "server":
+            continue
+        assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+        spec = deployment["spec"]["template"]["spec"]
+        [server] = spec["containers"]
+        given = settings_of(entry, server)
+        command = server["lifecycle"]["preStop"]["exec"]["command"]
+        wait, longest = float(command[-1]), float(given["RELEVANCE_SHUTDOWN_S"])
+        assert command[:-1] == ["relevance", "drain", "--wait"]
+        assert wait == float(given["RELEVANCE_DRAIN_S"])
+        assert longest >= int(given["RELEVANCE_DEFAULT_DEADLINE_MS"]) / 1000
+        assert spec["terminationGracePeriodSeconds"] >= wait + longest + EXTRA
+
+
+@every_entry
+def test_the_bundle_is_ordered_by_id_and_the_service_may_only_read_it(entry: str):
+    """The init container insists on the id in the settings; the service mounts nothing writable but its scratch."""
+    for _, _, spec in server_pods(entry):
+        [server] = spec["containers"]
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        for container in containers(spec):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert {m["mountPath"] for m in server["volumeMounts"] if not m.get("readOnly")} <= WRITABLE
+        first = spec["initContainers"][0]
+        assert first["args"][:2] == ["bundle", "add"]
+        assert first["args"][first["args"].index("--id") + 1] == "$(RELEVANCE_BUNDLE_ID)"
+        assert "--use" in first["args"]
+        given = settings_of(entry, server)
+        assert settings_of(entry, first) == given
+        if first["args"][2] == "/opt/relevance/default_bundle":
+            assert given["RELEVANCE_BUNDLE_ID"] == open_bundle(DEFAULT_BUNDLE).manifest.bundle_id
+        else:
+            assert first["args"][2] == "/source/$(RELEVANCE_BUNDLE_ID)"
+            assert given["RELEVANCE_BUNDLE_ID"] == "0" * 16
+
+
+def test_the_shadow_s_init_container_puts_its_bundle_where_the_setting_points():
+    """A store of its own, named once."""
+    [(_, _, spec)] = server_pods("examples/shadow")
+    [server] = spec["containers"]
+    shadow = spec["initContainers"][1]
+
+    assert settings_of("examples/shadow", server)["RELEVANCE_SHADOW_BUNDLE"] == "/shadow/current"
+    assert shadow["args"][shadow["args"].index("--store") + 1] == "/shadow"
+    assert shadow["args"].count("$(SHADOW_ID)") == 1
+    assert set(settings_of("examples/shadow", shadow)) == {"SHADOW_ID"}
+    assert shadow["image"] == server["image"]
+
+
+@every_entry
+def test_services_budgets_and_spreads_select_pods_that_exist(entry: str):
+    """Each selector fits a pod template, and each named port is one of its containers'."""
+    pods = pod_specs(entry)
+    for service in of_kind(entry, "Service"):
+        chosen = [spec for _, labels, spec in pods if _fits(service["spec"]["selector"], labels)]
+        assert chosen
+        for spec in chosen:
+            names = {port["name"] for container in spec["containers"] for port in container["ports"]}
+            assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    for budget in of_kind(entry, "PodDisruptionBudget"):
+        assert any(_fits(budget["spec"]["selector"]["matchLabels"], labels) for _, labels, _ in pods)
+        assert budget["spec"]["maxUnavailable"] == 1
+    for _, labels, spec in server_pods(entry):
+        spreads = spec["topologySpreadConstraints"]
+        assert {s["topologyKey"] for s in spreads} == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+        assert all(_fits(s["labelSelector"]["matchLabels"], labels) for s in spreads)
+        assert spec["priorityClassName"] in {d["metadata"]["name"] for d in of_kind(entry, "PriorityClass")}
+        assert spec["serviceAccountName"] in {d["metadata"]["name"] for d in of_kind(entry, "ServiceAccount")}
+
+
+@every_entry
+def test_the_monitor_finds_the_service_s_admin_port(entry: str):
+    """By labels of the Service and the name of one of its ports; the path is the service's."""
+    [monitor] = of_kind(entry, "ServiceMonitor")
+    selector = monitor["spec"]["selector"]["matchLabels"]
+    [service] = [s for s in of_kind(entry, "Service") if _fits(selector, s["metadata"]["labels"])]
+
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["path"] == "/metrics"
+    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "relevance-tiers"
+
+
+@every_entry
+def test_network_policies_close_everything_and_open_what_is_named(entry: str):
+    """All is denied by default; the ads backend reaches http, Prometheus admin, the service Redis or nothing."""
+    policies = {d["metadata"]["name"]: d["spec"] for d in of_kind(entry, "NetworkPolicy")}
+    assert policies.pop("deny-all") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for policy in policies.values():
+        chosen = [spec for _, labels, spec in pod_specs(entry) if _fits(policy["podSelector"]["matchLabels"], labels)]
+        assert chosen
+        names = {port["name"] for container in chosen[0]["containers"] for port in container["ports"]}
+        assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} <= names
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+    own = policies["relevance-tiers"]
+    assert [
+        (rule["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], rule["ports"][0]["port"])
+        for rule in own["ingress"]
+    ] == [("ads", "http"), ("monitoring", "admin")]
+    opened = [port["port"] for rule in own["egress"] for port in rule["ports"]]
+    assert opened == (["redis", 53, 53] if entry == "examples/redis" else [])
+
+
+@every_entry
+def test_one_autoscaler_owns_the_number_of_stable_replicas(entry: str):
+    """Its target exists and says no number of its own; it aims at 20 % of the deadline, up at once, down slowly."""
+    [scaler] = of_kind(entry, "HorizontalPodAutoscaler", "ScaledObject")
+    [target] = [d for d in of_kind(entry, "Deployment") if d["metadata"]["name"] == "relevance-tiers"]
+    [server] = target["spec"]["template"]["spec"]["containers"]
+    deadline_s = int(settings_of(entry, server)["RELEVANCE_DEFAULT_DEADLINE_MS"]) / 1000
+    spec = scaler["spec"]
+
+    assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "relevance-tiers"}
+    assert "replicas" not in target["spec"]
+    if scaler["kind"] == "ScaledObject":
+        [trigger] = spec["triggers"]
+        behaviour = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        aim = float(trigger["metadata"]["threshold"])
+        assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
+        assert trigger["metadata"]["query"].startswith("sum(")
+    else:
+        waits, cpu = spec["metrics"]
+        behaviour, aim = spec["behavior"], _quantity(waits["pods"]["target"]["averageValue"])
+        assert cpu["containerResource"]["container"] == server["name"]
+        assert 2 <= spec["minReplicas"] < spec["maxReplicas"]
+    assert aim == pytest.approx(0.2 * deadline_s)
+    assert behaviour["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert behaviour["scaleDown"]["stabilizationWindowSeconds"] >= 300
+
+
+def test_autoscalers_read_an_instrument_of_the_service():
+    """The names in the adapter's rule, in the HPA and in KEDA's query are series of /metrics."""
+    exported = {line.split()[0] for line in generate_latest(Telemetry().registry).decode().splitlines()}
+    [rule] = yaml.safe_load((K8S / "components/hpa/prometheus-adapter-rules.yaml").read_text())
+    [hpa] = of_kind("overlays/cpu", "HorizontalPodAutoscaler")
+    [keda] = of_kind("examples/keda", "ScaledObject")
+    asked = {
+        *re.findall(r"relevance_\w+", rule["seriesQuery"]),
+        rule["name"]["as"],
+        hpa["spec"]["metrics"][0]["pods"]["metric"]["name"],
+        *re.findall(r"relevance_\w+", keda["spec"]["triggers"][0]["metadata"]["query"]),
+    }
+
+    assert asked == {"relevance_estimated_wait_seconds"}
+    assert asked <= exported
+
+
+@every_entry
+def test_secrets_and_claims_are_the_documented_ones_and_none_is_in_the_tree(entry: str):
+    """Two Secrets that the operator makes by hand; a claim is rendered where a pod wants one."""
+    text = json.dumps(render(entry))
+    secrets = set(re.findall(r'"secretName": "([^"]+)"', text)) | {
+        found["secretKeyRef"]["name"]
+        for _, _, spec in pod_specs(entry)
+        for container in containers(spec)
+        for found in (variable.get("valueFrom", {}) for variable in container.get("env", []))
+        if "secretKeyRef" in found
+    }
+    claims = set(re.findall(r'"claimName": "([^"]+)"', text))
+
+    assert secrets <= {"relevance-api-keys", "relevance-redis"}
+    assert claims == {d["metadata"]["name"] for d in of_kind(entry, "PersistentVolumeClaim")}
+    assert of_kind(entry, "Secret") == []
+
+
+def test_the_canary_takes_part_in_the_service_and_is_told_apart():
+    """The same Service selects both; their own selectors do not overlap, and each has its own settings."""
+    stable, canary = sorted(of_kind("examples/canary", "Deployment"), key=lambda d: len(d["metadata"]["name"]))
+    [service] = of_kind("examples/canary", "Service")
+    labels = [d["spec"]["template"]["metadata"]["labels"] for d in (stable, canary)]
+
+    assert all(_fits(service["spec"]["selector"], found) for found in labels)
+    for own, other in ((stable, labels[1]), (canary, labels[0])):
+        assert not _fits(own["spec"]["selector"]["matchLabels"], other)
+    assert canary["metadata"]["name"] == "relevance-tiers-canary"
+    assert canary["spec"]["replicas"] == 1
+    assert len(of_kind("examples/canary", "ConfigMap")) == 2
+
+
+def test_the_delivery_pod_writes_to_the_claim_that_the_others_read():
+    """As the same user and group, so that what it leaves can be read."""
+    [(_, _, deliver)] = pod_specs(DELIVERY)
+    [(_, _, reader)] = server_pods("overlays/gpu")
+    claims = [
+        [v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+        for spec in (deliver, reader)
+    ]
+
+    assert claims == [[{"claimName": "relevance-bundles"}], [{"claimName": "relevance-bundles", "readOnly": True}]]
+    assert deliver["securityContext"] == reader["securityContext"]
