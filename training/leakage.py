@@ -27,12 +27,15 @@ from training.recipe import SPLITS, VIEWS, Split
 from training.runs import Run
 from training.soft_labels import FILE, read_soft_labels
 from training.teacher.label_words import label_pattern, strip_verdict
+from training.teacher.sft_rows import asked_view
 from training.words import query_unit
 
 PROBE_MARGIN = 0.02
 """A linear probe may be so much more accurate than the teacher who reads the same facts."""
 MAX_SHARE_OF_CLASS = 0.5
 """Of the pairs of a class, at most so many may have the very same target."""
+MAX_UNREADABLE = 0.1
+"""An LLM teacher may leave out so many pairs, whose guidance is masked."""
 _MAX_PROBED = 10_000
 _PROBE_ITERATIONS = 300
 _PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2)
@@ -43,8 +46,8 @@ def check_rationales(run: Run) -> dict[str, Any]:
     """Check the rationale files of a run, of the splits that its recipe names.
 
     Returns: by split the number of rationales and who wrote them.
-    Raises: RunError: if a pair lacks a rationale of a perspective, a rationale holds a class name, or train's and
-        another split's texts come from one family of paraphrases.
+    Raises: RunError: if a pair lacks a rationale of a perspective (an LLM teacher may leave out a few), a rationale
+        holds a class name, or train's and another split's texts come from one family of paraphrases.
     """
     folder, recipe = run.require("rationales"), run.recipe.rationales
     writers: dict[str, set[str]] = {}
@@ -52,7 +55,11 @@ def check_rationales(run: Run) -> dict[str, Any]:
     for split in recipe.splits:
         where = f"rationales.{split}.jsonl"
         rationales = list(read_rationales(folder / where))
-        check_complete(rationales, _pair_ids(run, split), recipe.perspectives, where=where)
+        if recipe.generator == "teacher":
+            view = asked_view(run.recipe.teacher)
+            check_nearly_complete(rationales, _pair_ids(run, split), view, where=where)
+        else:
+            check_complete(rationales, _pair_ids(run, split), recipe.perspectives, where=where)
         check_label_words(rationales, run.recipe.label_scheme, where=where)
         writers[split] = {rationale.generator for rationale in rationales}
         figures[split] = {"rationales": len(rationales), "generators": sorted(writers[split])}
@@ -83,6 +90,21 @@ def check_complete(
                 f"{where}: expected one rationale for each of {len(expected)} pairs and perspectives, "
                 f"found {len(keys)} {fault}, first {keys[0]}"
             )
+
+
+def check_nearly_complete(rationales: Sequence[Rationale], pair_ids: Sequence[str], view: str, *, where: str) -> None:
+    """Refuse an LLM teacher's rationales if too many pairs have none, one has two, or one is of another view.
+
+    Raises: RunError: naming the file, and the first pair or the share.
+    """
+    written = {rationale.pair_id for rationale in rationales}
+    missing = sum(pair_id not in written for pair_id in pair_ids)
+    if missing > MAX_UNREADABLE * len(pair_ids):
+        raise RunError(
+            f"{where}: expected rationales of all but {MAX_UNREADABLE:.0%} of {len(pair_ids)} pairs, found none for "
+            f"{missing}: the teacher's answers cannot be read"
+        )
+    check_complete(rationales, [pair_id for pair_id in pair_ids if pair_id in written], (view,), where=where)
 
 
 def check_label_words(rationales: Iterable[Rationale], scheme: LabelScheme, *, where: str) -> None:

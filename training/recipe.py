@@ -181,7 +181,8 @@ class GridRecipe(Section):
         recipes' folder, None for the recipe's own values; trials: tuning trials a system, the same number for all;
         tuning_queries: labelled queries that a trial trains on, None for all; privileged_fields: item fields that only
         the rival `privileged_input` reads, privileged_tokens: its length of a pair; draws: of the hierarchical
-        bootstrap; rivals: the family that differences to `ours` are corrected over.
+        bootstrap; rivals: the family that differences to `ours` are corrected over; teachers: names of
+        `training.grid.teacher_systems`, for command `teachers`.
     """
 
     systems: tuple[str, ...] = ()
@@ -196,8 +197,9 @@ class GridRecipe(Section):
     draws: int = Field(default=10_000, ge=50)
     ours: str = "lrkd_gat"
     rivals: tuple[str, ...] = ("bert", "label_kd", "ced_kd", "mkd", "crsd")
+    teachers: tuple[str, ...] = ()
 
-    @field_validator("systems", "seeds", "rivals")
+    @field_validator("systems", "seeds", "rivals", "teachers")
     @classmethod
     def _each_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(values)) != len(values):

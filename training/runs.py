@@ -100,22 +100,27 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
 
-def stage_arguments(argv: list[str], name: str, description: str | None) -> Run:
-    """Parse the options every stage takes: `--recipe`, `--out`, `--set a.b=value`.
+def stage_arguments(
+    argv: list[str], name: str, description: str | None, options: argparse.ArgumentParser | None = None
+) -> Run:
+    """Parse the options every stage takes: `--recipe`, `--out`, `--set a.b=value`, `--shared`.
 
+    Args: options: a stage's own options, a parser without help, which the stage itself reads by `parse_known_args`.
     Raises: RecipeError: if the recipe or an override is wrong.
     """
-    parser = argparse.ArgumentParser(prog=f"relevance {name}", description=description)
+    parents = [] if options is None else [options]
+    parser = argparse.ArgumentParser(prog=f"relevance {name}", description=description, parents=parents)
     parser.add_argument("--recipe", required=True, help="name of a shipped recipe, or a TOML file")
     parser.add_argument("--out", required=True, type=Path, help="run directory, shared by all stages of a run")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
+    parser.add_argument("--shared", type=Path, help="a run directory with the earlier stages that --out lacks")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     recipe = load_recipe(arguments.recipe, arguments.set)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return Run(recipe, arguments.out)
+    return Run(recipe, arguments.out, arguments.shared)
 
 
 def hash_file(path: Path) -> str:

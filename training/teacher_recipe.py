@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training.student_recipe import Section
 
@@ -38,7 +38,8 @@ class SamplingRecipe(Section):
         stage's own policy; base_url, key_variable: of the server, and the environment variable with its key;
         concurrency: requests in flight; retries: of one request; timeout_s: of one request; prompt_price,
         completion_price: per million tokens, for the ledger; batch_size: sequences at a time, `local` only; thinking:
-        the chat template's `enable_thinking`.
+        the chat template's `enable_thinking`; extensions: send `top_k` and `enable_thinking`, which vLLM and SGLang
+        read, and which strict servers (api.openai.com, `transformers serve`) refuse, so that they are asked with false.
     """
 
     kind: Literal["local", "openai", "programmatic"] = "local"
@@ -57,6 +58,7 @@ class SamplingRecipe(Section):
     completion_price: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=64, ge=1)
     thinking: bool = False
+    extensions: bool = True
 
 
 class DecoderRecipe(Section):
@@ -142,8 +144,9 @@ class PreferencesRecipe(Section):
     """Stage `preferences` (eq. 4): wrong answers of the SFT policy on pairs it never saw, against right ones.
 
     Args: reserved: share of training queries that SFT leaves out for this; samples: answers per pair and perspective
-        (pass@k); perspectives: asked; max_pairs: preference pairs kept, None for all; same_size_as: run directory whose
-        number of preference pairs is the cap (size-matched controls), None for no such cap; length_ratio: of chosen to
+        (pass@k); perspectives: asked; max_pairs: preference pairs kept, None for all; same_size_as: run directory of
+        which a size-matched control takes the number of preference pairs as its cap and the answers drawn of a pair
+        (one perspective is asked 15 times where three were asked 5), None for no control; length_ratio: of chosen to
         rejected tokens at most, and at least its inverse; max_jaccard: word overlap above which two rationales say the
         same; builder: `conflict` is the paper's, `reward` pairs answers by CRSD's reward with at least `margin`.
     """
@@ -179,13 +182,14 @@ class DpoRecipe(TeacherFitRecipe):
 class JudgeRecipe(Section):
     """Stage `judge`: what a teacher is worth.
 
-    Args: pairs: of the split, whole queries, None for all; samples: for pass@k curves; faithfulness_pairs: of the
-        early- answer and fact-corruption tests.
+    Args: pairs: of the split, whole queries, None for all; samples: for pass@k curves; choice_pairs: dev pairs on which
+        the best single perspective is chosen; faithfulness_pairs: of the early-answer and fact-corruption tests.
     """
 
     split: Literal["dev", "test"] = "test"
     pairs: int | None = Field(default=2000, ge=1)
     samples: int = Field(default=5, ge=1)
+    choice_pairs: int = Field(default=300, ge=1)
     faithfulness_pairs: int = Field(default=200, ge=0)
 
 
@@ -207,7 +211,7 @@ class TeacherRecipe(Section):
 
     Args: base: hub name or path of an instruction-tuned decoder, or `scratch` for the one of stage `teacher_pretrain`;
         method: `mpcot` or the rivals `progressive` (LREF's curriculum) and `crsd` (its teacher); perspectives: that SFT
-        learns from, one for a Best-SingleCoT; lora: None trains all weights; folds: parts of the training queries, of
+        learns from, one for a Best-SingleCoT; lora: false trains all weights; folds: parts of the training queries, of
         which `fold` is left out of everything, to be annotated by a teacher that never saw it (1: none is).
     """
 
@@ -228,3 +232,9 @@ class TeacherRecipe(Section):
     dpo: DpoRecipe = DpoRecipe()
     judge: JudgeRecipe = JudgeRecipe()
     label: LabelRecipe = LabelRecipe()
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _no_lora(cls, value: object) -> object:
+        """Take TOML's `false`, which has no null."""
+        return None if value is False else value

@@ -41,7 +41,7 @@ class Job:
 
 
 def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
-    """Run the jobs that have not ended as done or diverged, averages after all others.
+    """Run the jobs that have not ended as done or diverged, those with members after all others.
 
     A job whose configuration changed starts from an empty folder; a killed one goes on from its last checkpoint.
 
@@ -53,7 +53,7 @@ def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
     width = devices or run.recipe.grid.jobs
     log.info("grid: %d jobs, %d ended before, %d at a time", len(jobs), len(ended), width)
     with tqdm(total=len(jobs), initial=len(ended), unit="fit", desc="grid", smoothing=0) as bar:
-        for wave in ([j for j in todo if j.system.kind != "average"], [j for j in todo if j.system.kind == "average"]):
+        for wave in ([j for j in todo if not j.system.members], [j for j in todo if j.system.members]):
             _run_wave(run, wave, width, devices, bar)
     states = [status["state"] if (status := job.status()) is not None else "failed" for job in jobs]
     log.info("grid: %s", ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))))
@@ -97,7 +97,8 @@ def _start(run: Run, job: Job, slot: int, width: int, *, on_gpu: bool) -> subpro
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
     else:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // width))
-    command = [sys.executable, "-m", "training.grid.job", "--out", str(job.folder), "--shared", str(run.path)]
+    module = "training.grid.teacher_job" if job.system.kind == "teacher" else "training.grid.job"
+    command = [sys.executable, "-m", module, "--out", str(job.folder), "--shared", str(run.path)]
     command += ["--system", job.system.name, "--seed", str(job.seed), "--config-hash", job.config_hash]
     with (job.folder / LOG).open("ab") as output:
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", metavar="RECIPE", help="name of a shipped recipe, or a TOML file")
     parser.add_argument("--out", required=True, type=Path, help="directory of the grid")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
-    parser.add_argument("--systems", type=_names, default=(), help="only these, comma-separated")
-    parser.add_argument("--seeds", type=_names, default=(), help="only these, comma-separated")
+    parser.add_argument("--systems", type=comma_separated, default=(), help="only these, comma-separated")
+    parser.add_argument("--seeds", type=comma_separated, default=(), help="only these, comma-separated")
     parser.add_argument("--tune", action="store_true", help="run the tuning trials and write OUT/tuning.jsonl")
     arguments = parser.parse_args(argv)
     common = ["--recipe", arguments.name, "--out", str(arguments.out)]
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     seeds = tuple(seed for seed in run.recipe.grid.seeds if not arguments.seeds or str(seed) in arguments.seeds)
     if len(seeds) != len(arguments.seeds or seeds):
         raise RecipeError(f"--seeds: expected some of {run.recipe.grid.seeds}, found {', '.join(arguments.seeds)}")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     everything = systems_of(run.recipe)
     check_common(run.recipe)
     tuned = {} if arguments.tune else _tuned(run.recipe, everything)
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         "recipe": run.recipe.name,
         "config_hash": hash_json(run.recipe.model_dump(mode="json")),
         "commit": commit(),
-        "machine": _machine(),
+        "machine": machine(),
         "systems": [{k: getattr(s, k) for k in ("name", "title", "group", "paper")} for s in everything],
         "tuning": tuned,
         "checks": checks,
@@ -92,12 +92,12 @@ def main(argv: list[str]) -> int:
     return run_jobs(run, chosen)
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
     """End as Ctrl-C would, so that no training is left behind."""
     raise KeyboardInterrupt
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
     """Name what this runs on."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
@@ -112,7 +112,8 @@ def _machine() -> dict[str, object]:
     }
 
 
-def _names(text: str) -> tuple[str, ...]:
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Give the parts of an option such as `a,b`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -155,7 +156,7 @@ def _shared_stages(run: Run, common: list[str], systems: list[System]) -> dict[s
     Raises: RunError: if a stage fails.
     """
     for stage in run.recipe.stages:
-        _stage([stage, *common])
+        run_stage([stage, *common])
     checks: dict[str, Any] = {}
     if run.finished("rationales"):
         checks["rationales"] = check_rationales(run)
@@ -193,10 +194,14 @@ def _other_embeddings(run: Run, common: list[str], name: str, stages: list[str],
     if "rationales" in stages:
         options += ["--set", "rationales.splits=['train']"]
     for stage in stages:
-        _stage([stage, *common[:2], "--out", str(folder), *common[4:], *options])
+        run_stage([stage, *common[:2], "--out", str(folder), *common[4:], *options])
 
 
-def _stage(arguments: list[str]) -> None:
+def run_stage(arguments: list[str]) -> None:
+    """Run a stage as the command line would.
+
+    Raises: RunError: if it fails.
+    """
     if cli.main(arguments) != 0:
         raise RunError(f"grid: expected stage {arguments[0]!r} to finish; it failed, see above")
 
@@ -211,11 +216,11 @@ def _jobs_of(run: Run, system: System, seeds: tuple[int, ...], tuned: dict[str, 
         recipe = overridden(run.recipe, {**system.overrides, **own, "student.seeds": [seed], "seed": seed})
         members = [job.config_hash for name in system.members for job in _jobs_of(run, SYSTEMS[name], (seed,), tuned)]
         folder = run.path / "fits" / system.name / f"seed_{seed}"
-        jobs.append(Job(system, seed, recipe, folder, _config_hash(run, recipe, members)))
+        jobs.append(Job(system, seed, recipe, folder, config_hash(run, recipe, members)))
     return jobs
 
 
-def _config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
+def config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
     """Hash all that decides a job's result: its recipe, what the shared stages read, and the members of an average."""
     content = recipe.model_dump(mode="json", exclude=_BESIDE_A_FIT)
     shared = {
@@ -255,5 +260,5 @@ def _trials_of(run: Run, system: System) -> list[Job]:
         common["student.max_queries"] = run.recipe.grid.tuning_queries
         recipe = overridden(run.recipe, {**system.overrides, **trial, **common})
         folder = run.path / "tuning" / system.name / f"trial_{number}"
-        jobs.append(Job(system, TUNING_SEED, recipe, folder, _config_hash(run, recipe, [])))
+        jobs.append(Job(system, TUNING_SEED, recipe, folder, config_hash(run, recipe, [])))
     return jobs

@@ -14,7 +14,7 @@ from training.recipe import Recipe
 from training.student_recipe import StudentRecipe
 
 Group = Literal["baseline", "rival", "ours", "ablation", "control", "ceiling", "ensemble", "sweep"]
-Kind = Literal["student", "baseline", "average", "annotated"]
+Kind = Literal["student", "baseline", "average", "annotated", "teacher"]
 LRKD = "arXiv:2601.21611"
 OURS = "ours"
 PRIVILEGED = "grid.privileged_fields"
@@ -27,10 +27,11 @@ PRIVILEGED_TOKENS = "grid.privileged_tokens"
 class System:
     """One row of the comparison.
 
-    Args: kind: trained as a `student`, a `baseline` of `training.baselines`, an `average` of members' predictions, or
-        `annotated` by a stage; paper: where it comes from; overrides: dotted recipe key → value; members: of an
-        average; search: the tuning trials, of which a recipe runs its first `grid.trials`; tuned_as: the system whose
-        best trial counts for this one too: a control or an ablation keeps λ and rates of what it is held against.
+    Args: kind: trained as a `student`, a `baseline` of `training.baselines`, an `average` of members' predictions,
+        `annotated` by a stage, or an LLM `teacher` (see `training.grid.teacher_systems`); paper: where it comes from;
+        overrides: dotted recipe key → value; members: of an average, or what must have ended before; search: the tuning
+        trials, of which a recipe runs its first `grid.trials`; tuned_as: the system whose best trial counts for this
+        one too: a control or an ablation keeps λ and rates of what it is held against.
     """
 
     name: str

@@ -3,7 +3,8 @@
 The teacher is an average of logistic regression, gradient boosting and extremely randomised trees over the features of
 `training.teacher.features`, fitted on labelled pairs. Labelled pairs get out-of-fold probabilities (folds by query), so
 that no pair is annotated by a model that saw its label. The marketplace has a teacher of its own, see
-`training.teacher.facts`. Suffixes: N pairs, F features, K classes.
+`training.teacher.facts`; an LLM teacher's part is in `training.teacher.policy_annotate`.
+Suffixes: N pairs, F features, K classes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from training.runs import Run, hash_file, log, stage_arguments
 from training.soft_labels import FILE, SoftLabels, write_soft_labels
 from training.teacher.facts import annotate_by_facts
 from training.teacher.features import FEATURES, TAUGHT, PairFeatures, TokenEncoder
+from training.teacher.policy_annotate import annotate_by_policy
 from training.words import normalise_query, query_unit
 
 MAX_TOKENS = 64
@@ -46,6 +48,9 @@ def main(argv: list[str]) -> int:
     """Fit the feature-based teacher and annotate pairs; see `training.recipe.AnnotateRecipe`."""
     run = stage_arguments(argv, "annotate", __doc__)
     recipe = run.recipe.annotate
+    if recipe.teacher == "policy":
+        annotate_by_policy(run)
+        return 0
     data = run.require("data")
     by_facts = recipe.teacher == "facts"
     told = [path for name in (INTENTS, TRUTH) if by_facts and (path := data / name).is_file()]

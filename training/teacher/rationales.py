@@ -1,4 +1,4 @@
-"""Stage `rationales`: one rationale per pair and perspective, as JSONL.
+"""Stage `rationales`: one rationale per pair and perspective, as JSONL; an LLM teacher writes one per pair.
 
 Resumable: a killed run leaves a partial file, and the next one goes on after its last whole line; the finished file is
 the same, byte for byte, as that of a run that was never killed.
@@ -42,6 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stage; see the module."""
     run = stage_arguments(sys.argv[1:] if argv is None else argv, "rationales", __doc__)
     recipe = run.recipe.rationales
+    if recipe.generator == "teacher":
+        # An LLM teacher may be asked by way of the generators made here, so it cannot be imported above.
+        from training.teacher.teacher_rationales import write_teacher_rationales
+
+        write_teacher_rationales(run)
+        return 0
     splits: tuple[Split, ...] = ("train", *recipe.splits)
     pair_files = {split: run.require("data") / f"pairs.{split}.parquet" for split in splits}
     readings = None if recipe.query_readings is None else Path(recipe.query_readings) / READINGS

@@ -1,0 +1,264 @@
+"""DPO: the reference is the SFT policy and stays it, nothing is cut, a killed run resumes, the gate decides."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from preference_makers import FIT, PROMPT, finished_run, preferences, save_policies
+
+from relevance.errors import InputError, RunError
+from relevance.labels import ESCI
+from training.runs import DONE
+from training.teacher import gate
+from training.teacher.dpo import LEAST_PREFERENCES, Optimisation, StopOnDivergence, check_lengths, optimise_policy
+from training.teacher.policy import (
+    final_policy,
+    load_policy,
+)
+from training.teacher.prompts import PromptBook
+from training.teacher.trainer_settings import own_accelerator
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """A base model, an adapter over it whose weights are not zero, and a fully trained policy: three folders."""
+    return save_policies(tmp_path_factory.mktemp("policies"))
+
+
+def optimisation(folder, rows=None, **changes):
+    """Give a training from an SFT policy's folder."""
+    return Optimisation(
+        sft=folder,
+        rows=rows or preferences(),
+        recipe=FIT.model_copy(update=changes),
+        thinking=False,
+        seed=0,
+        note=lambda **_: None,
+    )
+
+
+def log_probabilities(model, batch):
+    """Give the summed log-probability of each answer of a batch, by a literal sum over a plain forward pass."""
+    with torch.no_grad():
+        logits_BLV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    tokens_BL = batch["input_ids"][:, 1:]
+    each_BL = logits_BLV[:, :-1].log_softmax(-1).gather(-1, tokens_BL[..., None])[..., 0]
+    return (each_BL * batch["completion_mask"][:, 1:]).sum(1)
+
+
+def batch_of(trainer):
+    """Give all rows as one batch: the chosen answers, then the rejected ones."""
+    return trainer.data_collator([trainer.train_dataset[n] for n in range(len(trainer.train_dataset))])
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+@own_accelerator()
+def test_the_reference_is_the_sft_policy_before_and_after_twenty_steps(policies, tmp_path, kind):
+    """Step 0: loss ln 2 and rewards 0. After 20 steps the reference's log-probabilities are the same, the margin is
+    not, and a plain forward pass of the SFT policy (not of the base) gives the reference's."""
+    trainer = optimisation(policies / kind, sft_weight=0.0, save_steps=100).trainer(tmp_path)
+    batch = batch_of(trainer)
+    expected = log_probabilities(load_policy(policies / kind).model, batch)
+    of_base = log_probabilities(load_policy(policies / "base").model, batch)
+    trainer.model.eval()
+    before = torch.cat(trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, batch))
+    torch.testing.assert_close(before, expected, atol=1e-4, rtol=1e-5)
+    assert (before - of_base).abs().min() > 1e-3
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(math.log(2), abs=1e-6)
+    trainer.train()
+    assert trainer.state.global_step == 20
+    first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert (first["rewards/chosen"], first["rewards/rejected"]) == (pytest.approx(0, abs=1e-5),) * 2
+    trainer.model.eval()
+    after = torch.cat(trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, batch))
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
+    assert last["rewards/margins"] > 0.1
+    trained = log_probabilities(trainer.model, batch)
+    margin_of = (trained - expected).chunk(2)
+    assert float((margin_of[0] - margin_of[1]).mean()) > 1.0
+
+
+@own_accelerator()
+def test_the_anchor_adds_the_mean_loss_of_the_chosen_tokens(policies, tmp_path):
+    """At step 0 the loss is ln 2 + w · mean NLL of the chosen answers' tokens, by a literal forward pass."""
+    trainer = optimisation(policies / "adapter", sft_weight=0.5, batch_size=16, device_batch_size=16).trainer(tmp_path)
+    batch = batch_of(trainer)
+    total = log_probabilities(load_policy(policies / "adapter").model, batch).chunk(2)[0].sum()
+    tokens = batch["completion_mask"][:, 1:].chunk(2)[0].sum()
+    trainer.train()
+    expected = math.log(2) + 0.5 * float(-total / tokens)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-3)
+
+
+@own_accelerator()
+def test_rows_are_tokenized_as_in_sft_and_none_is_cut(policies, tmp_path):
+    """The empty think block belongs to the prompt, each answer ends its turn, and both texts are whole."""
+    rows = preferences(3)
+    trainer = optimisation(policies / "adapter", rows).trainer(tmp_path)
+    for row, tokens in zip(rows, trainer.train_dataset, strict=True):
+        prompt = trainer.processing_class.decode(tokens["prompt_ids"])
+        expected = trainer.processing_class.apply_chat_template(
+            list(row.prompt), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        assert prompt == expected
+        for name, text in (("chosen", row.chosen), ("rejected", row.rejected)):
+            assert trainer.processing_class.decode(tokens[f"{name}_ids"]) == f"{text}<|im_end|>\n"
+    longest = max(
+        len(t["prompt_ids"]) + max(len(t["chosen_ids"]), len(t["rejected_ids"])) for t in trainer.train_dataset
+    )
+    check_lengths(trainer.train_dataset, rows, longest)
+    with pytest.raises(InputError, match=r"max_tokens = \d+ tokens, found .* for pair 'q"):
+        check_lengths(trainer.train_dataset, rows, longest - 1)
+
+
+def test_a_row_that_is_too_long_stops_the_training_before_it_starts(policies, tmp_path):
+    """No checkpoint, no policy."""
+    with pytest.raises(InputError, match=r"teacher\.dpo\.max_tokens = 20"):
+        optimisation(policies / "adapter", max_tokens=20).fit(tmp_path)
+    assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_a_trained_policy_is_loaded_again_without_the_reference(policies, tmp_path, kind):
+    """The folder holds one adapter or model, with the record of its base, and differs from the SFT policy."""
+    optimisation(policies / kind, epochs=1).fit(tmp_path)
+    assert not (tmp_path / "policy" / "ref").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    policy = load_policy(tmp_path / "policy", fingerprint=PromptBook.load(PROMPT, ESCI).fingerprint)
+    ids = policy.tokenizer("kettle", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        gap = policy.model(ids).logits - load_policy(policies / kind).model(ids).logits
+    assert float(gap.abs().max()) > 1e-3
+    figures = json.loads((tmp_path / "training.json").read_text())
+    assert (figures["steps"], figures["preferences"], figures["truncated"]) == (4, 16, 0)
+    assert figures["first_step"]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_learning_rate_that_blows_up_stops_and_ships_nothing(policies, tmp_path):
+    """Weights of 1e30 overflow in the next forward pass; the checkpoints go, so that a new run starts over."""
+    with pytest.raises(RunError, match="nothing is shipped"):
+        optimisation(policies / "full", learning_rate=1e30, epochs=20, save_steps=1).fit(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_is_told_with_its_step():
+    """As the trainer hands it to its callbacks; finite logs pass."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    arguments, state = TrainingArguments(report_to=[], use_cpu=True), TrainerState(global_step=7)
+    callback = StopOnDivergence()
+    callback.on_log(arguments, state, TrainerControl(), logs={"loss": 0.5, "grad_norm": 1.0})
+    callback.on_log(arguments, state, TrainerControl(), logs={"train_runtime": 3.0})
+    with pytest.raises(RunError, match="at step 7"):
+        callback.on_log(arguments, state, TrainerControl(), logs={"loss": math.nan, "grad_norm": 1.0})
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_dpo import optimisation
+optimisation(Path(sys.argv[2]), epochs=3).fit(Path(sys.argv[3]))
+"""
+
+
+def environment():
+    """Give the environment of a process of its own: one thread, this checkout."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def run_child(policies, folder):
+    """Start a training of 12 steps with a checkpoint every 3, in a process of its own."""
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(policies / "adapter"), str(folder)]
+    return subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_policy(policies, tmp_path):
+    """SIGKILL after the first checkpoint; the second run ends where a run that was never killed does.
+
+    transformers would skip the trained adapter of a checkpoint that also holds the reference; the weights tell.
+    """
+    child = run_child(policies, tmp_path / "killed")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("checkpoints/checkpoint-*/trainer_state.json")):
+        assert child.poll() is None, child.stderr.read().decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert not (tmp_path / "killed" / "policy").exists()
+    optimisation(policies / "adapter", epochs=3).fit(tmp_path / "killed")
+    optimisation(policies / "adapter", epochs=3).fit(tmp_path / "whole")
+    figures = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("killed", "whole")]
+    assert [f["steps"] for f in figures] == [12, 12]
+    killed, whole = (load_policy(tmp_path / name / "policy").model.state_dict() for name in ("killed", "whole"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(killed[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_stage_ships_the_policy_that_won_and_tells_both_figures(policies, tmp_path):
+    """A decoder of random weights reads as nothing: both have macro-F1 0, DPO does not win, and SFT stays."""
+    run = finished_run(tmp_path, policies, preferences())
+    optimise_policy(run)
+    report = json.loads((tmp_path / "dpo" / "report.json").read_text())
+    assert report["shipped"] == "sft"
+    assert "must win by more than 0" in report["reason"]
+    assert (report["gate"]["pairs"], report["gate"]["queries"]) == (12, 3)
+    assert report["gate"]["sft"]["macro_f1"] == report["gate"]["dpo"]["macro_f1"] == 0.0
+    assert report["gate"]["sft"]["response_tokens"] == report["gate"]["dpo"]["response_tokens"] == 4.0
+    assert report["training"]["steps"] == 4
+    assert final_policy(run) == tmp_path / "sft" / "policy"
+    (tmp_path / "dpo" / "report.json").write_text(json.dumps(report | {"shipped": "dpo"}))
+    assert final_policy(run) == tmp_path / "dpo" / "policy"
+
+
+def test_too_few_preferences_leave_the_sft_policy_the_teacher(policies, tmp_path):
+    """Seven rows: nothing is trained, and the report says why."""
+    run = finished_run(tmp_path, policies, preferences(LEAST_PREFERENCES - 1))
+    optimise_policy(run)
+    report = json.loads((tmp_path / "dpo" / "report.json").read_text())
+    assert (report["shipped"], report["gate"], report["training"]) == ("sft", None, None)
+    assert "7 preferences" in report["reason"]
+    assert not (tmp_path / "dpo" / "policy").exists()
+    assert final_policy(run) == tmp_path / "sft" / "policy"
+
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from preference_makers import stage_run
+from training.teacher.dpo import optimise_policy
+optimise_policy(stage_run(Path(sys.argv[2])))
+"""
+
+
+def test_two_processes_train_one_policy_in_as_many_steps(policies, tmp_path):
+    """Under `accelerate launch` with the shipped configuration; only the first process asks the gate's pairs."""
+    run = finished_run(tmp_path / "two", policies, preferences())
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    launch = Path(gate.__file__).parent / "launch" / "ddp.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
+    words = [*launcher, "--num_processes", "2", str(script), str(Path(__file__).parent), str(run.path)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((run.path / "dpo" / "report.json").read_text())
+    assert (report["training"]["processes"], report["training"]["steps"]) == (2, 4)
+    assert report["training"]["first_step"]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert report["gate"]["pairs"] == 12
+    assert (run.path / "dpo" / DONE).is_file()

@@ -1,0 +1,350 @@
+"""The client of OpenAI-compatible servers against a real server that misbehaves: nothing lost, nothing paid twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from llm_server import answer_to
+from llm_servers import LlmServer, free_port
+
+from relevance.errors import InputError, RecipeError, RunError
+from relevance.labels import ESCI
+from training.teacher import openai_client
+from training.teacher.generator import Prompt
+from training.teacher.openai_client import OpenAiGenerator
+from training.teacher_recipe import SamplingRecipe
+
+SYSTEM = {"role": "system", "content": "Judge how well an item answers a query."}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server without a key."""
+    with LlmServer(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+def prompt(key, text, *, samples=1, first_sample=0):
+    """Give a prompt whose last message is the text."""
+    return Prompt(key, (SYSTEM, {"role": "user", "content": text}), samples, first_sample)
+
+
+def generator(url, store, **settings):
+    """Give a client of a server."""
+    recipe = SamplingRecipe(kind="openai", model="m", base_url=url, **settings)
+    return OpenAiGenerator(recipe, store, ESCI)
+
+
+def texts(completions):
+    """Give the texts by key and sample, after checking that none came twice."""
+    found = list(completions)
+    by_place = {(c.key, c.sample): c.text for c in found}
+    assert len(by_place) == len(found)
+    return by_place
+
+
+def asked(server, marker):
+    """Give the requests whose last message holds a marker."""
+    return [row for row in server.requests() if marker in row["asked"]["messages"][-1]["content"]]
+
+
+@pytest.mark.parametrize("action", ["broken", "page", "half", "schema", "cut", "streamcut"])
+def test_a_request_that_fails_is_sent_again_and_one_that_was_answered_is_not(server, tmp_path, action):
+    """An error page, a page with status 200, half a JSON, a wrong schema, a connection and a stream cut midway."""
+    client = generator(server.url, tmp_path / "store.jsonl", retries=1, concurrency=4)
+    prompts = [prompt(f"good-{n}", f"ok {action}-{n}") for n in range(6)]
+    prompts.append(prompt("bad", f"{action} 1 kettle-{action}"))
+
+    found = {c.key: c for c in client.complete(prompts)}
+
+    (first, second) = asked(server, f"kettle-{action}")
+    assert first["asked"] == second["asked"]
+    assert found["bad"].text == answer_to(f"kettle-{action}", first["seed"])
+    assert [c.error for c in found.values()] == [None] * 7
+    assert len(asked(server, f"ok {action}-")) == 6
+    assert (client.ledger.requests, client.ledger.retries, client.ledger.answers) == (8, 1, 7)
+
+
+def test_a_busy_server_is_asked_again_when_it_said(server, tmp_path):
+    """Retry-After was one second; the server's own clock measures between the two requests."""
+    client = generator(server.url, tmp_path / "store.jsonl", retries=1)
+
+    (completion,) = client.complete([prompt("a", "busy 1 lamp")])
+
+    first, second = asked(server, "lamp")
+    assert completion.error is None
+    assert second["at"] - first["at"] >= 1.0
+
+
+def test_a_refused_request_is_not_sent_again_and_its_error_holds_the_servers_words(server, tmp_path):
+    """Status 400: the same request would be refused for ever; the other prompts are answered."""
+    client = generator(server.url, tmp_path / "store.jsonl", retries=3)
+
+    found = {c.key: c for c in client.complete([prompt("a", "refuse 9 scarf"), prompt("b", "ok scarf")])}
+
+    assert found["a"].error == "status 400: expected status 200, found 400: too many tokens: 99999"
+    assert (found["a"].text, found["b"].error) == ("", None)
+    assert len(asked(server, "refuse 9 scarf")) == 1
+    assert client.ledger.figures()["errors"] == {"status 400": 1}
+
+
+def test_a_server_that_is_too_slow_gives_an_error_after_its_retries(server, tmp_path):
+    """The first request and one retry run into the time limit; the run goes on."""
+    client = generator(server.url, tmp_path / "store.jsonl", retries=1, timeout_s=0.3)
+
+    found = {c.key: c for c in client.complete([prompt("slow", "slow 9 mug"), prompt("b", "ok mug")])}
+
+    assert found["slow"].error == "timeout: expected an answer within 0.3 s, found none"
+    assert found["b"].error is None
+    assert len(asked(server, "slow 9 mug")) == 2
+
+
+def test_streams_and_answers_in_the_reasoning_field_are_read(server, tmp_path):
+    """Some servers always stream; others put the text where a reasoning parser puts it, and tell no usage."""
+    client = generator(server.url, tmp_path / "store.jsonl")
+
+    found = {c.key: c for c in client.complete([prompt("s", "stream 9 tent"), prompt("r", "reasoning 9 rope")])}
+
+    seed = asked(server, "tent")[0]["seed"]
+    assert (found["s"].text, found["s"].prompt_tokens) == (answer_to("tent", seed), 100)
+    assert (found["r"].text, found["r"].prompt_tokens, found["r"].completion_tokens) == ("rope", None, None)
+    assert client.ledger.without_usage == 1
+
+
+def test_samples_have_seeds_of_their_own_that_any_client_would_choose(server, tmp_path):
+    """Five samples asked at once, and the same five asked in two parts by another client: the same texts."""
+    one = generator(server.url, tmp_path / "one.jsonl")
+    other = generator(server.url, tmp_path / "other.jsonl", concurrency=1)
+
+    at_once = texts(one.complete([prompt("a", "ok belt", samples=5)]))
+    parts = texts(
+        other.complete([prompt("a", "ok belt", samples=2, first_sample=3), prompt("a", "ok belt", samples=3)])
+    )
+
+    assert parts == at_once
+    assert len(set(at_once.values())) == 5
+    assert one.name == other.name
+
+
+def test_equal_requests_are_sent_once_and_a_second_run_sends_none(tmp_path):
+    """Twelve prompts, of three different texts; the second client finds all answers although the server is gone."""
+    prompts = [prompt(f"key-{n}", f"ok shoe-{n % 3}", samples=2) for n in range(12)]
+    with LlmServer(tmp_path) as server:
+        client = generator(server.url, tmp_path / "store.jsonl", prompt_price=2.0, completion_price=5.0)
+        first = texts(client.complete(prompts))
+        sent = server.requests()
+    again = generator(server.url, tmp_path / "store.jsonl", prompt_price=2.0, completion_price=5.0)
+
+    second = texts(again.complete(prompts))
+
+    assert second == first
+    assert len(first) == 24
+    assert len(sent) == 6
+    assert client.ledger.stored + client.ledger.shared == 18
+    assert client.ledger.cost == pytest.approx(6 * (100 * 2.0 + 20 * 5.0) / 1e6)
+    assert (again.ledger.requests, again.ledger.stored, again.ledger.cost) == (0, 24, 0.0)
+
+
+def test_no_more_requests_are_in_flight_and_no_more_prompts_are_read_than_the_recipe_says(tmp_path):
+    """Concurrency 5 over 60 prompts: the server counts what it answers at once; prompts are read as places get free."""
+    read = []
+
+    def prompts():
+        for n in range(60):
+            read.append(n)
+            yield prompt(str(n), f"ok cup-{n}")
+
+    ahead = []
+    with LlmServer(tmp_path, delay_s=0.01) as server:
+        client = generator(server.url, tmp_path / "store.jsonl", concurrency=5)
+        for done, _ in enumerate(client.complete(prompts()), start=1):
+            ahead.append(len(read) - done)
+        most = max(row["at_once"] for row in server.requests())
+
+    assert len(read) == 60
+    assert 1 < most <= 5
+    assert max(ahead) <= 2 * 5
+
+
+def test_a_full_store_is_not_read_into_memory_at_once(server, tmp_path):
+    """Answers from the store wait for their reader: of 300 prompts a few more are read than are answered."""
+    path = tmp_path / "store.jsonl"
+    given = [prompt(str(n), f"ok bowl-{n}") for n in range(300)]
+    texts(generator(server.url, path).complete(given))
+    read = []
+
+    def prompts():
+        for one in given:
+            read.append(one)
+            yield one
+
+    client = generator(server.url, path, concurrency=4)
+    ahead = [len(read) - done for done, _ in enumerate(client.complete(prompts()), start=1)]
+
+    assert client.ledger.requests == 0
+    assert max(ahead) <= 8 * 4
+
+
+def test_a_run_survives_the_death_and_return_of_its_server(tmp_path):
+    """Killed after twenty answers and started again while requests go on: all answered, none paid that was stored."""
+    path = tmp_path / "store.jsonl"
+    with LlmServer(tmp_path, delay_s=0.01) as server:
+        client = generator(server.url, path, concurrency=8, retries=8)
+        found = {}
+        for completion in client.complete(prompt(str(n), f"ok bag-{n}") for n in range(80)):
+            found[completion.key] = completion
+            if len(found) == 20:
+                server.kill()
+                stored = {json.loads(line)["text"] for line in path.read_text().splitlines()}
+                server.spawn()
+        rows = server.requests()
+
+    assert [c.error for c in found.values()] == [None] * 80
+    assert client.ledger.retries > 0
+    counts = Counter(answer_to(row["asked"]["messages"][-1]["content"].split()[1], row["seed"]) for row in rows)
+    assert len(counts) == 80
+    assert {counts[text] for text in stored} == {1}
+
+
+def test_a_server_that_is_gone_ends_the_run_with_the_way_to_resume(tmp_path):
+    """Nobody listens: twenty prompts without an answer are enough, the other 480 are not tried."""
+    read = []
+    client = generator(f"http://127.0.0.1:{free_port()}/v1", tmp_path / "store.jsonl", retries=0, concurrency=4)
+
+    with pytest.raises(
+        RunError, match=r"20 requests in a row without one.*0 answers are kept in .*run the same command"
+    ):
+        texts(client.complete((read.append(n) or prompt(str(n), f"ok {n}")) for n in range(500)))
+
+    assert len(read) <= openai_client.FAILURES_IN_A_ROW + 2 * 4
+
+
+CLIENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_openai_client import generator, prompt
+client = generator(sys.argv[1], Path(sys.argv[2]), concurrency=4)
+for _ in client.complete(prompt(str(n), f"ok sock-{n}", samples=2) for n in range(100)):
+    pass
+"""
+
+
+def test_after_the_client_was_killed_only_what_is_missing_is_asked(tmp_path):
+    """SIGKILL amid 200 requests, four in flight; what the store held is never asked again, half a line is no answer."""
+    path = tmp_path / "store.jsonl"
+    with LlmServer(tmp_path, delay_s=0.02) as server:
+        command = [sys.executable, "-c", CLIENT, server.url, str(path), str(Path(__file__).parent)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        give_up = time.monotonic() + 60
+        while not path.is_file() or path.read_bytes().count(b"\n") < 40:
+            assert time.monotonic() < give_up, "waited for in vain"
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        before = path.read_bytes()
+        stored = [json.loads(line)["text"] for line in before.split(b"\n")[:-1]]
+        with path.open("ab") as file:
+            file.write(b'{"key": "00ff')
+        client = generator(server.url, path, concurrency=4)
+        found = texts(client.complete(prompt(str(n), f"ok sock-{n}", samples=2) for n in range(100)))
+        rows = server.requests()
+
+    assert 40 <= len(stored) < 200
+    assert client.ledger.answers == 200 - len(stored)
+    counts = Counter(answer_to(row["asked"]["messages"][-1]["content"].split()[1], row["seed"]) for row in rows)
+    assert set(counts) == set(found.values())
+    assert {counts[text] for text in stored} == {1}
+    assert len(rows) <= 200 + 4
+    assert len({json.loads(line)["key"] for line in path.read_bytes().splitlines()}) == 200
+
+
+def test_answers_do_not_depend_on_the_order_of_requests(server, tmp_path):
+    """One request at a time and the prompts turned round, against sixteen at a time: the same text for each sample."""
+    prompts = [prompt(str(n), f"ok hat-{n}", samples=2) for n in range(20)]
+
+    many = texts(generator(server.url, tmp_path / "many.jsonl", concurrency=16).complete(prompts))
+    one = texts(generator(server.url, tmp_path / "one.jsonl", concurrency=1).complete(reversed(prompts)))
+
+    assert one == many
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(tmp_path, monkeypatch, caplog):
+    """With the key the server answers; it is in no file, no log, not in the client; without it the run ends at once."""
+    monkeypatch.setenv("SHOP_KEY", " sk-secret \n")
+    with LlmServer(tmp_path, key="sk-secret") as server:
+        client = generator(server.url, tmp_path / "store.jsonl", key_variable="SHOP_KEY")
+        (completion,) = client.complete([prompt("a", "ok jar")])
+        monkeypatch.delenv("SHOP_KEY")
+        unkeyed = generator(server.url, tmp_path / "store.jsonl", key_variable="SHOP_KEY")
+        with pytest.raises(InputError, match=r"expected a key in \$SHOP_KEY.*no such key"):
+            list(unkeyed.complete([prompt("b", "ok lid")]))
+
+    assert completion.error is None
+    for text in (*(p.read_text() for p in tmp_path.iterdir()), caplog.text, repr(vars(client)), client.name):
+        assert "sk-secret" not in text
+
+
+def test_extensions_are_sent_only_where_the_recipe_allows_them(server, tmp_path):
+    """Strict servers refuse fields that are not OpenAI's; a request with other fields is another request."""
+    path = tmp_path / "store.jsonl"
+    texts(generator(server.url, path, thinking=True).complete([prompt("a", "ok vase")]))
+    texts(generator(server.url, path, extensions=False).complete([prompt("a", "ok vase")]))
+
+    extended, plain = (row["asked"] for row in asked(server, "vase"))
+    assert extended["top_k"] == 50
+    assert extended["chat_template_kwargs"] == {"enable_thinking": True}
+    own = {"model", "messages", "temperature", "top_p", "max_tokens", "stream", "seed"}
+    assert set(plain) == own
+    assert set(extended) == own | {"top_k", "chat_template_kwargs"}
+
+
+def test_what_comes_out_is_closed_when_its_reader_stops(server, tmp_path):
+    """A reader that goes away after three of a thousand leaves no request running and the store free for the next."""
+    client = generator(server.url, tmp_path / "store.jsonl", concurrency=4)
+    completions = client.complete(prompt(str(n), f"ok pen-{n}") for n in range(1000))
+    taken = [next(completions) for _ in range(3)]
+    completions.close()
+    sent = len(asked(server, "pen-"))
+
+    again = texts(client.complete(prompt(str(n), f"ok pen-{n}") for n in range(3)))
+
+    assert len(taken) == 3
+    assert sent < 100
+    assert len(again) == 3
+
+
+def test_an_error_of_the_callers_prompts_reaches_the_caller(server, tmp_path):
+    """A prompt that cannot be made ends the run with its own error; answers that were there before it are kept."""
+
+    def prompts():
+        yield prompt("a", "ok cap")
+        raise InputError("no such pair")
+
+    client = generator(server.url, tmp_path / "store.jsonl", concurrency=1)
+    completions = client.complete(prompts())
+
+    assert next(completions).key == "a"
+    with pytest.raises(InputError, match="no such pair"):
+        next(completions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"model": None}, r"sampling\.model: expected the server's name"),
+        ({"model": "m", "base_url": "127.0.0.1:8000"}, r"sampling\.base_url: expected http"),
+        ({"model": "m", "base_url": "http:///v1"}, r"sampling\.base_url: expected http"),
+    ],
+)
+def test_a_recipe_without_model_or_address_is_refused(tmp_path, settings, problem):
+    """Before any prompt is read."""
+    with pytest.raises(RecipeError, match=problem):
+        OpenAiGenerator(SamplingRecipe(kind="openai", **settings), tmp_path / "store.jsonl", ESCI)

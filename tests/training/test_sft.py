@@ -1,0 +1,203 @@
+"""Supervised fine-tuning with TRL: what is learned, in which phases, and what is refused."""
+
+import pytest
+import torch
+from sft_runs import OVERRIDES, finish, make_earlier, report_of, start
+
+from relevance.errors import RecipeError, RunError
+from training.recipe import load_recipe
+from training.runs import DONE, Run
+from training.teacher import sft
+from training.teacher.parts import split_parts
+from training.teacher.policy import load_policy
+from training.teacher.prompts import PromptBook
+from training.teacher.sft_rows import SftRow, encode_rows
+from training.teacher.trainer_settings import last_checkpoint, trainer_options
+from training.teacher_recipe import TeacherFitRecipe
+
+pytest.importorskip("trl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small gain nothing from a second thread, and wait for it where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """The stages before sft, finished."""
+    return make_earlier(tmp_path_factory.mktemp("earlier"))
+
+
+@pytest.fixture(scope="module")
+def tuned(earlier, tmp_path_factory):
+    """A run whose sft has finished."""
+    run = start(earlier, tmp_path_factory.mktemp("whole"))
+    sft.fit_policy(run)
+    return run
+
+
+def test_the_loss_falls_and_only_the_adapter_was_trained(tuned):
+    """On seen and on held-out rows; the saved adapter's weights are no longer those it started with."""
+    found = report_of(tuned.path)["phases"]["sft"]
+    policy = load_policy(tuned.path / "sft" / "policy", trainable=True)
+
+    assert found["last_loss"] < 0.95 * found["first_loss"]
+    assert found["held_out_loss"] < found["first_loss"]
+    assert found["trained_parameters"] == sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    assert found["trained_parameters"] < 0.7 * found["parameters"]
+    assert any(bool(p.any()) for name, p in policy.model.named_parameters() if "lora_B" in name)
+
+
+def test_the_report_counts_rows_tokens_and_steps(tuned):
+    """Every kept row of the fit part is learned or held out; 8 rows a step, two epochs, nothing cut, nothing left."""
+    found = report_of(tuned.path)["phases"]["sft"]
+    rows = found["rows"] + found["held_out_rows"]
+
+    assert rows == 3 * len(split_parts(tuned).fit)
+    assert found["held_out_rows"] > 0
+    assert found["steps"] == 2 * -(-found["rows"] // 8)
+    assert found["truncated"] == 0
+    assert found["tokens_seen"] == 2 * found["tokens_per_epoch"]
+    assert sorted(p.name for p in (tuned.path / "sft").iterdir()) == [DONE, "inputs.json", "policy", "report.json"]
+
+
+def test_the_policy_records_what_it_was_made_from(tuned):
+    """Prompt book, order, thinking and view; another book is refused."""
+    book = PromptBook.load(tuned.recipe.teacher.prompt, tuned.recipe.label_scheme)
+    policy = load_policy(tuned.path / "sft" / "policy", fingerprint=book.fingerprint)
+
+    assert policy.record.view == "unified"
+    assert policy.record.thinking is False
+    assert policy.record.reasoning_order == "think_first"
+    with pytest.raises(RunError, match="expected the prompt book"):
+        load_policy(tuned.path / "sft" / "policy", fingerprint="0" * 64)
+
+
+def test_a_finished_stage_does_nothing(tuned):
+    """The adapter's file stays as it is."""
+    weights = tuned.path / "sft" / "policy" / "adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    sft.fit_policy(tuned)
+
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_row_that_would_be_cut_is_an_error_before_anything_trains(earlier, tmp_path):
+    """One pair's answer is too long; the message names the pair and the lengths of prompt and answer."""
+    tokenizer = load_policy(earlier / "teacher_pretrain" / "policy").tokenizer
+    prompt = ({"role": "user", "content": "red lamp"},)
+    rows = [SftRow("a\t1", prompt, "label: E"), SftRow("b\t2", prompt, "very " * 60 + "label: E")]
+    with pytest.raises(
+        RunError, match=r"at most 64 tokens, found 1 longer ones; the longest, of pair 'b\\t2', has \d+"
+    ):
+        encode_rows(rows, tokenizer, thinking=False, max_tokens=64)
+
+    run = start(earlier, tmp_path, "teacher.sft.max_tokens=32")
+    with pytest.raises(RunError, match="whose end, with the label, would be cut"):
+        sft.fit_policy(run)
+    assert not (run.path / "sft" / "phases").exists()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    """Ten rows a step in forward passes of four."""
+    recipe = TeacherFitRecipe(batch_size=10, device_batch_size=4)
+    with pytest.raises(RecipeError, match="expected a batch_size that 1 processes of 4 rows share evenly, found 10"):
+        trainer_options(recipe, tmp_path, seed=0)
+    assert trainer_options(TeacherFitRecipe(batch_size=12), tmp_path, seed=0)["gradient_accumulation_steps"] == 3
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over_and_removed(tmp_path):
+    """The state is written last: without it, or with half of it, the checkpoint before is the newest whole one."""
+    for step, state in ((3, '{"global_step": 3}'), (6, '{"global_'), (9, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_the_crsd_teacher_reads_platform_text_first(earlier, tmp_path):
+    """One epoch of item pages and queries, then the rationales, with the same weights."""
+    run = start(earlier, tmp_path, "teacher.method=crsd", "teacher.sft.epochs=1", "teacher.sft.save_steps=99")
+    sft.fit_policy(run)
+    phases = report_of(run.path)["phases"]
+
+    assert list(phases) == ["continued", "sft"]
+    assert phases["continued"]["epochs"] == 1
+    assert phases["continued"]["answer_tokens_per_epoch"] == phases["continued"]["tokens_per_epoch"]
+    assert load_policy(run.path / "sft" / "policy").record.base.endswith("teacher_pretrain/policy")
+
+
+def test_the_curriculum_s_phases_follow_each_other_and_a_finished_one_is_not_trained_again(
+    earlier, tmp_path, monkeypatch
+):
+    """Stopped after the second of three phases; the next call trains the third only, from the second's weights."""
+    run = start(earlier, tmp_path, "teacher.method=progressive", "teacher.sft.epochs=1", "teacher.sft.save_steps=99")
+    plain, trained = sft.FineTuning._train, []
+
+    def counting(self, phase, rows, work, policy, previous):
+        if len(trained) == 2 and "again" not in trained:
+            trained.append("again")
+            raise KeyboardInterrupt
+        trained.append(phase.name)
+        return plain(self, phase, rows, work, policy, previous)
+
+    monkeypatch.setattr(sft.FineTuning, "_train", counting)
+    with pytest.raises(KeyboardInterrupt):
+        sft.fit_policy(run)
+    sft.fit_policy(run)
+    report = report_of(run.path)
+
+    assert trained == ["ee_cot", "ra_cot", "again", "dr_cot"]
+    assert list(report["phases"]) == ["ee_cot", "ra_cot", "dr_cot"]
+    assert report["view"] == "rule"
+    assert report["phases"]["ra_cot"]["first_loss"] < report["phases"]["ee_cot"]["first_loss"]
+
+
+def test_a_loss_that_is_no_number_saves_nothing(earlier, tmp_path):
+    """A rate far too high; the stage is not finished and has no policy."""
+    run = start(earlier, tmp_path, "teacher.sft.learning_rate=1e25", "teacher.sft.save_steps=99")
+    with pytest.raises(RunError, match="expected finite losses, found nan"):
+        sft.fit_policy(run)
+    assert not (run.path / "sft" / "policy").exists()
+    assert not (run.path / "sft" / DONE).exists()
+
+
+def test_quantised_training_needs_an_adapter_and_cuda(earlier, tmp_path, monkeypatch):
+    """Refused before anything is trained."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match="expected CUDA and the bitsandbytes package"):
+        sft.fit_policy(start(earlier, tmp_path / "lora", "teacher.sft.qlora=true"))
+    run = start(earlier, tmp_path / "full", "teacher.sft.qlora=true")
+    teacher = run.recipe.teacher.model_copy(update={"lora": None})
+    with pytest.raises(RecipeError, match=r"expected a section teacher\.lora"):
+        sft.fit_policy(Run(run.recipe.model_copy(update={"teacher": teacher}), run.path, shared=earlier))
+
+
+def test_full_fine_tuning_saves_a_full_model(earlier, tmp_path):
+    """Without `teacher.lora` every weight is trained, and the policy needs no base."""
+    recipe = load_recipe("tiny", [*OVERRIDES, "teacher.sft.epochs=1", "teacher.sft.save_steps=99"])
+    recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"lora": None})})
+    run = Run(recipe, tmp_path, shared=earlier)
+    sft.fit_policy(run)
+    found = report_of(run.path)["phases"]["sft"]
+
+    assert found["trained_parameters"] == found["parameters"]
+    assert found["last_loss"] < 0.7 * found["first_loss"]
+    assert not hasattr(load_policy(run.path / "sft" / "policy").model, "merge_and_unload")
+
+
+def test_a_run_that_kept_nothing_says_so(earlier, tmp_path):
+    """Eq. 1 may leave nothing of a weak base model."""
+    finish(tmp_path / "generate")
+    (tmp_path / "generate" / "kept.train.jsonl").write_text("")
+    with pytest.raises(RunError, match="expected kept rationales of"):
+        sft.fit_policy(start(earlier, tmp_path))

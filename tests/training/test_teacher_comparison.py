@@ -1,0 +1,192 @@
+"""Teachers × seeds with planted differences: figures, families, verdicts, and what was not run."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from relevance.errors import InputError, RunError
+from relevance.labels import ESCI
+from training.grid.teacher_comparison import (
+    RESULTS,
+    TABLE,
+    best_single,
+    compare_teachers,
+    families_of,
+    teacher_table,
+    write_comparison,
+)
+from training.predictions import Predictions, write_predictions
+from training.recipe import load_recipe
+from training.runs import Run
+
+N_QUERIES, N_ITEMS = 40, 6
+RECIPE = """
+name = "made-up"
+[data]
+source = "pairs"
+path = "none.jsonl"
+[grid]
+teachers = ["mpcot", "single_user", "single_rule"]
+seeds = [0, 1, 2]
+draws = 200
+"""
+
+
+def judged(accuracy, seed, unanswered=0.0):
+    """Give predictions that name the right class with this chance, and none with that of `unanswered`."""
+    label = np.random.default_rng(0).choice(4, N_QUERIES * N_ITEMS, p=[0.5, 0.25, 0.1, 0.15])
+    rng = np.random.default_rng([seed, 7])
+    named = np.where(rng.random(len(label)) < accuracy, label, (label + 1) % 4)
+    logits_NK = 3.0 * np.eye(4)[named]
+    logits_NK[rng.random(len(label)) < unanswered] = 0.0
+    query_id = np.repeat([f"q{n}" for n in range(N_QUERIES)], N_ITEMS)
+    return Predictions(
+        pair_id=np.array([f"{q}\ti{n}" for n, q in enumerate(query_id)]),
+        query_id=query_id,
+        item_id=np.array([f"i{n}" for n in range(len(label))]),
+        query=np.char.add("blue kettle ", query_id),
+        locale=np.array(["us"] * len(label)),
+        source=np.array(["main"] * len(label)),
+        label=label,
+        exact_only=np.zeros(len(label), dtype=bool),
+        logits_NK=logits_NK,
+    )
+
+
+def runs(accuracy, **more):
+    """Give three seeds of a teacher."""
+    return {seed: judged(accuracy, seed, **more) for seed in range(3)}
+
+
+def test_figures_are_means_over_seeds_and_count_the_unanswered_as_wrong():
+    """sklearn's macro-F1 of each seed, with a fifth class that no label has, over four."""
+    own = runs(0.8, unanswered=0.2)
+    (row,) = compare_teachers({"mpcot_sft": own}, {}, ESCI, draws=50)["teachers"]
+    expected = [
+        f1_score(
+            one.label,
+            np.where(np.ptp(one.logits_NK, axis=1) > 0, one.logits_NK.argmax(axis=1), 4),
+            labels=range(4),
+            average="macro",
+        )
+        for one in own.values()
+    ]
+
+    assert row["seeds"] == [0, 1, 2]
+    assert row["figures"]["macro_f1"]["value"] == pytest.approx(np.mean(expected))
+    answered = np.mean([np.ptp(one.logits_NK, axis=1) > 0 for one in own.values()])
+    assert row["figures"]["answered"]["value"] == pytest.approx(answered)
+    assert 0.7 < answered < 0.9
+
+
+def test_a_planted_lead_is_found_and_none_is_made_up():
+    """0.9 against 0.5 is ahead, 0.7 against 0.7 of other seeds is not; a teacher that was not run weighs in Holm."""
+    predictions = {
+        "mpcot_sft": runs(0.9),
+        "single_user_sft": runs(0.5),
+        "same_sft": {seed + 10: judged(0.9, seed + 10) for seed in range(3)},
+        "lost_sft": {},
+    }
+    pairs = [("mpcot_sft", name) for name in ("single_user_sft", "same_sft", "lost_sft")]
+    found = compare_teachers(predictions, {"others": pairs}, ESCI, draws=300)
+    ahead, apart, lost = found["differences"]["others"]
+    alone = compare_teachers(predictions, {"others": pairs[:1]}, ESCI, draws=300)["differences"]["others"][0]
+
+    assert ahead["verdict"] == "ahead"
+    assert ahead["figures"]["macro_f1"]["low"] > 0.2
+    assert ahead["p_holm"] == pytest.approx(3 * alone["p_holm"])
+    assert (apart["verdict"], apart["figures"]) == ("not run", {})
+    assert (lost["verdict"], lost["p_holm"]) == ("not run", None)
+
+
+def test_teachers_that_judged_other_pairs_are_not_compared():
+    """The error names teacher and seed."""
+    other = judged(0.5, 1)
+    with pytest.raises(InputError, match="teacher 'b', seed 1: expected the 240 pairs"):
+        compare_teachers({"a": {0: judged(0.5, 0)}, "b": {1: other.rows(np.arange(30))}}, {}, ESCI)
+
+
+def test_the_best_single_perspective_is_chosen_by_its_dev_figures():
+    """The mean over seeds decides, MPCoT is none of them, and without a gate nothing is chosen."""
+    gates = {
+        "mpcot": [{"sft": {"macro_f1": 0.9}}],
+        "single_user": [{"sft": {"macro_f1": 0.5}}, {"sft": {"macro_f1": 0.3}}],
+        "single_rule": [{"sft": {"macro_f1": 0.45}}],
+        "single_struct": [],
+    }
+
+    assert best_single(gates, "sft") == "single_rule"
+    assert best_single({"mpcot": gates["mpcot"]}, "sft") is None
+
+
+def test_families_are_fixed_by_what_was_asked_for():
+    """The best single perspective stands in the main family and not in the other one."""
+    names = [f"{name}_{phase}" for name in ("mpcot", "single_user", "single_rule") for phase in ("sft", "dpo")]
+    found = families_of(dict.fromkeys([*names, "base"]), {"sft": "single_user", "dpo": None})
+
+    assert found["main"] == [("mpcot_dpo", "mpcot_sft"), ("mpcot_sft", "single_user_sft")]
+    assert found["others"] == [
+        ("mpcot_sft", "single_rule_sft"),
+        ("mpcot_dpo", "single_user_dpo"),
+        ("mpcot_dpo", "single_rule_dpo"),
+        ("mpcot_sft", "base"),
+    ]
+
+
+def finish(out, system, seed, accuracy, config_hash="h"):
+    """Write a finished job with both policies judged."""
+    folder = out / "teachers" / system / f"seed_{seed}"
+    gate = {phase: {"macro_f1": accuracy} for phase in ("sft", "dpo")}
+    for phase in ("sft", "dpo"):
+        (folder / f"judge_{phase}").mkdir(parents=True)
+        write_predictions(folder / f"judge_{phase}" / "predictions.test.parquet", judged(accuracy, seed))
+    status = {"state": "done", "error": None, "config_hash": config_hash, "gate": {"shipped": "sft", "gate": gate}}
+    (folder / "status.json").write_text(json.dumps(status))
+
+
+def test_a_folder_of_jobs_becomes_a_table(tmp_path):
+    """Three seeds of two teachers; another's jobs failed, were killed, or had another configuration."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE)
+    run = Run(load_recipe(str(path)), tmp_path)
+    with pytest.raises(RunError, match="at least one finished and judged teacher"):
+        write_comparison(run, tmp_path / "teachers")
+    for seed in range(3):
+        finish(tmp_path, "mpcot", seed, 0.9)
+        finish(tmp_path, "single_user", seed, 0.6)
+        finish(tmp_path, "single_rule", seed, 0.95, config_hash="old" if seed < 2 else "h")
+    status = tmp_path / "teachers" / "single_rule" / "seed_2" / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"failed"'))
+    hashes = {f"{name}/seed_{seed}": "h" for name in ("mpcot", "single_user", "single_rule") for seed in range(3)}
+    (tmp_path / "teachers.json").write_text(json.dumps({"config_hashes": hashes}))
+    write_comparison(run, tmp_path / "teachers")
+    results = json.loads((tmp_path / "teachers" / RESULTS).read_text())
+    table = (tmp_path / "teachers" / TABLE).read_text()
+
+    assert results["best_single"] == {"sft": "single_user", "dpo": "single_user"}
+    of_dpo, *against_single = (row["verdict"] for row in results["differences"]["main"])
+    assert of_dpo.startswith("undecided")
+    assert against_single == ["ahead", "ahead"]
+    assert [row["verdict"] for row in results["differences"]["others"]] == ["not run", "not run"]
+    assert table == teacher_table(results)
+    assert "| MPCoT, SFT | 3 | 0." in table
+    assert "| SingleCoT, business rule, SFT | 0 | not run |" in table
+    assert "chosen on dev pairs: SingleCoT, user intent, SFT; SingleCoT, user intent, SFT+DPO." in table
+
+
+def test_a_job_that_had_too_few_preferences_has_no_figures_after_dpo(tmp_path):
+    """What an earlier configuration left in judge_dpo does not count."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE)
+    for seed in range(2):
+        finish(tmp_path, "mpcot", seed, 0.9)
+    status = tmp_path / "teachers" / "mpcot" / "seed_1" / "status.json"
+    content = json.loads(status.read_text())
+    status.write_text(json.dumps({**content, "gate": {"shipped": "sft", "gate": None}}))
+    write_comparison(Run(load_recipe(str(path)), tmp_path), tmp_path / "teachers")
+    results = json.loads((tmp_path / "teachers" / RESULTS).read_text())
+    seeds = {row["name"]: row["seeds"] for row in results["teachers"]}
+
+    assert (seeds["mpcot_sft"], seeds["mpcot_dpo"]) == ([0, 1], [0])

@@ -1,0 +1,73 @@
+"""Command `teachers`: teachers × seeds on the same pairs and the same answers of the base model, then the comparison.
+
+The recipe's stages are shared; each teacher and seed then has a folder teachers/NAME/seed_S, with SFT, preferences, DPO
+and the judgement of both policies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+from relevance.errors import RecipeError
+from training.grid.jobs import Job, run_jobs
+from training.grid.stage import comma_separated, config_hash, interrupt, machine, run_stage
+from training.grid.systems import System, overridden
+from training.grid.teacher_comparison import write_comparison
+from training.grid.teacher_systems import SAME_SIZE, TEACHERS, teachers_of
+from training.runs import Run, commit, hash_json, stage_arguments
+
+FOLDER = "teachers"
+
+
+def main(argv: list[str]) -> int:
+    """Run the comparison, or a part of it.
+
+    Returns: 0 when every asked-for teacher is done or diverged, 1 when one failed.
+    Raises: RecipeError: as `teachers_of`; RunError: if a shared stage failed.
+    """
+    parser = argparse.ArgumentParser(prog="relevance teachers", description=__doc__)
+    parser.add_argument("name", metavar="RECIPE", help="name of a shipped recipe, or a TOML file")
+    parser.add_argument("--out", required=True, type=Path, help="directory of the comparison")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
+    parser.add_argument("--systems", type=comma_separated, default=(), help="only these, comma-separated")
+    parser.add_argument("--seeds", type=comma_separated, default=(), help="only these, comma-separated")
+    arguments = parser.parse_args(argv)
+    common = ["--recipe", arguments.name, "--out", str(arguments.out)]
+    common += [part for override in arguments.set for part in ("--set", override)]
+    run = stage_arguments(common, "teachers", __doc__)
+    chosen = teachers_of(run.recipe, arguments.systems)
+    seeds = tuple(seed for seed in run.recipe.grid.seeds if not arguments.seeds or str(seed) in arguments.seeds)
+    if len(seeds) != len(arguments.seeds or seeds):
+        raise RecipeError(f"--seeds: expected some of {run.recipe.grid.seeds}, found {', '.join(arguments.seeds)}")
+    signal.signal(signal.SIGTERM, interrupt)
+    for stage in run.recipe.stages:
+        run_stage([stage, *common])
+    jobs = [job_of(run, system, seed) for system in teachers_of(run.recipe) for seed in run.recipe.grid.seeds]
+    content: dict[str, Any] = {
+        "recipe": run.recipe.name,
+        "config_hash": hash_json(run.recipe.model_dump(mode="json")),
+        "commit": commit(),
+        "machine": machine(),
+        "systems": [{k: getattr(s, k) for k in ("name", "title", "group", "paper")} for s in teachers_of(run.recipe)],
+        "config_hashes": {f"{job.system.name}/{job.folder.name}": job.config_hash for job in jobs},
+    }
+    (run.path / "teachers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    failed = run_jobs(run, [job for job in jobs if job.system in chosen and job.seed in seeds])
+    write_comparison(run, run.path / FOLDER)
+    return failed
+
+
+def job_of(run: Run, system: System, seed: int) -> Job:
+    """Give the job of one teacher and seed; a size-matched one is sized after the same seed of its original."""
+    overrides: dict[str, Any] = {**system.overrides, "seed": seed}
+    if SAME_SIZE in overrides:
+        overrides[SAME_SIZE] = str((run.path / FOLDER / overrides[SAME_SIZE] / f"seed_{seed}").resolve())
+    recipe = overridden(run.recipe, overrides)
+    originals = [overridden(run.recipe, {**TEACHERS[name].overrides, "seed": seed}) for name in system.members]
+    members = [config_hash(run, original, []) for original in originals]
+    own = hash_json([config_hash(run, recipe, members), recipe.teacher.model_dump(mode="json")])
+    return Job(system, seed, recipe, run.path / FOLDER / system.name / f"seed_{seed}", own)

@@ -1,0 +1,136 @@
+"""Forced labels: the probabilities of the classes where an answer is made to name its label, kept as JSONL rows.
+
+A killed run goes on where it stopped, so no forward pass is paid for twice. Suffixes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from relevance.errors import RowError
+from relevance.pairs import Pair
+from training.rationale_rows import Rationale
+from training.recipe import VIEWS, View
+from training.teacher.prompts import Message, PromptBook
+from training.teacher.samples import Sample
+
+WHOLE = "100"
+"""Name of the row whose reasoning is the whole of the answer's."""
+_AT_ONCE = 256
+_PERSPECTIVE = re.compile(r'"perspective"\s*:\s*"(\w+)"')
+
+
+@runtime_checkable
+class LabelScorer(Protocol):
+    """What can continue a response that somebody else has begun; servers cannot."""
+
+    def label_probabilities(
+        self, messages: Sequence[Sequence[Message]], prefixes: Sequence[str], labels: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """Give the softmax over labels that would stand next, float64 of shape (N, K).
+
+        Args: messages, prefixes: of each of N rows: the prompt and the start of the response; labels: K texts.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedJob:
+    """One question: the pair, the view it is asked from, and the reasoning that the answer starts with.
+
+    Args: cut: what was done to the reasoning, part of the row's key.
+    """
+
+    pair: Pair
+    view: View
+    cut: str
+    reasoning: Rationale
+
+
+class ForcedLabel(BaseModel):
+    """The classes' probabilities after some reasoning, in the order of the scheme."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pair_id: str
+    cut: str
+    probabilities: tuple[float, ...]
+
+
+def reasoning_of(sample: Sample) -> Rationale:
+    """Give the reasoning of an answer as a rationale, from the perspective that its text names, if it names one.
+
+    A policy that was asked for no perspective takes one by itself, and its label follows from a text that says so.
+    """
+    named = _PERSPECTIVE.search(sample.text)
+    own = next((view for view in VIEWS if named is not None and view == named.group(1)), sample.view)
+    return Rationale(
+        pair_id=sample.pair_id,
+        perspective=own,
+        evidence=sample.evidence,
+        rationale=sample.rationale,
+        verdict=sample.label,
+        generator=sample.generator,
+        annotator_seen_pair=False,
+    )
+
+
+def write_forced(path: Path, jobs: Sequence[ForcedJob], scorer: LabelScorer, book: PromptBook) -> int:
+    """Append the rows that the file lacks.
+
+    Args: jobs: no two of a pair with the same cut.
+    Returns: rows written by this call.
+    Raises: RowError: if the file holds a whole line that is no such row.
+    """
+    _cut_last_line(path)
+    known = {(row.pair_id, row.cut) for row in read_forced(path)} if path.is_file() else set()
+    missing = iter([job for job in jobs if (job.pair.pair_id, job.cut) not in known])
+    written = 0
+    with path.open("a", encoding="utf-8") as file, tqdm(total=len(jobs), unit="label", desc=path.stem) as progress:
+        progress.update(len(known))
+        while some := list(islice(missing, _AT_ONCE)):
+            probabilities_NK = scorer.label_probabilities(
+                [book.messages(job.pair, job.view) for job in some],
+                [book.label_prefix(job.reasoning) for job in some],
+                book.label_texts,
+            )
+            for job, own_K in zip(some, probabilities_NK.tolist(), strict=True):
+                row = ForcedLabel(pair_id=job.pair.pair_id, cut=job.cut, probabilities=tuple(own_K))
+                file.write(row.model_dump_json() + "\n")
+            file.flush()
+            written += len(some)
+            progress.update(len(some))
+    return written
+
+
+def read_forced(path: Path) -> Iterator[ForcedLabel]:
+    """Read forced labels, one at a time.
+
+    Raises: RowError: if a line is no such row.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield ForcedLabel.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                column = ".".join(map(str, first["loc"])) or "*"
+                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
+
+
+def _cut_last_line(path: Path) -> None:
+    """Cut what a killed run left of its last line."""
+    if path.is_file():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            path.write_bytes(data[: data.rfind(b"\n") + 1])

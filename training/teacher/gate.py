@@ -1,0 +1,102 @@
+"""The gate of preference optimisation: which of two policies answers dev pairs better.
+
+Preference optimisation often gains nothing and sometimes harms, so its policy is shipped only where it wins on pairs
+that neither policy was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relevance.errors import RunError
+from relevance.labels import LabelScheme
+from relevance.pairs import LabelledPair, read_labelled_pairs
+from training.recipe import Recipe
+from training.runs import Run, hash_json
+from training.teacher.judge_measures import UNANSWERED, class_figures
+from training.teacher.local_generator import LocalGenerator
+from training.teacher.policy import load_policy
+from training.teacher.prompts import PromptBook
+from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
+from training.teacher.sft_rows import asked_view
+from training.words import query_unit
+
+_PLACES = 6
+
+
+def decide(run: Run, folder: Path, policies: Mapping[str, Path]) -> dict[str, Any]:
+    """Ask policies `sft` and `dpo` about the gate's pairs and ship the better one.
+
+    Args: folder: that the answers are written to, from which a killed gate goes on.
+    Returns: `shipped` (`sft` or `dpo`), `reason` in words, and `gate` with the figures of both.
+    Raises: RunError: if there are no dev pairs.
+    """
+    recipe, scheme = run.recipe, run.recipe.label_scheme
+    path = run.require("data") / "pairs.dev.parquet"
+    pairs = gate_pairs(read_labelled_pairs(path, scheme), recipe.teacher.dpo.gate_pairs)
+    if not pairs:
+        raise RunError(f"{path}: expected dev pairs for the gate of DPO, found none")
+    figures: dict[str, dict[str, Any]] = {}
+    for name, policy in policies.items():
+        answers = folder / f"gate.{name}.jsonl"
+        if not answers.is_file():
+            _ask(recipe, policy, pairs, answers)
+        figures[name] = figures_of(pairs, list(read_samples(answers)), scheme)
+    gain, margin = figures["dpo"]["macro_f1"] - figures["sft"]["macro_f1"], recipe.teacher.dpo.gate_margin
+    return {
+        "shipped": "dpo" if gain > margin else "sft",
+        "reason": f"macro-F1 {figures['sft']['macro_f1']:.4f} after SFT and {figures['dpo']['macro_f1']:.4f} after DPO "
+        f"on {len(pairs)} dev pairs; DPO must win by more than {margin:g}",
+        "gate": {
+            "pairs": len(pairs),
+            "queries": len({one.pair.query.id for one in pairs}),
+            "pairs_hash": hash_json(sorted(one.pair.pair_id for one in pairs)),
+            "margin": margin,
+            **figures,
+        },
+    }
+
+
+def gate_pairs(labelled: Sequence[LabelledPair], most: int) -> list[LabelledPair]:
+    """Choose whole queries, the same for every run, until there are so many pairs; in the order of the file."""
+    sizes: dict[str, int] = {}
+    for one in labelled:
+        sizes[one.pair.query.text] = sizes.get(one.pair.query.text, 0) + 1
+    chosen: set[str] = set()
+    count = 0
+    for query in sorted(sizes, key=lambda text: (query_unit(text, "gate:"), text)):
+        if count >= most:
+            break
+        chosen.add(query)
+        count += sizes[query]
+    return [one for one in labelled if one.pair.query.text in chosen]
+
+
+def figures_of(pairs: Sequence[LabelledPair], samples: Sequence[Sample], scheme: LabelScheme) -> dict[str, Any]:
+    """Give accuracy, macro-F1, the share of pairs with a readable answer and the mean tokens of an answer.
+
+    Args: samples: one a pair, in the order of the pairs.
+    """
+    label_N = np.array([scheme.index(one.label) for one in pairs])
+    predicted_N = np.array([scheme.index(s.label) if s.label is not None else UNANSWERED for s in samples])
+    figures = class_figures(label_N, predicted_N, scheme)
+    tokens = [s.completion_tokens for s in samples if s.error is None and s.completion_tokens is not None]
+    return {
+        **{name: round(figures[name], _PLACES) for name in ("accuracy", "macro_f1", "answered")},
+        "response_tokens": round(float(np.mean(tokens)), 2) if tokens else None,
+    }
+
+
+def _ask(recipe: Recipe, policy: Path, pairs: Sequence[LabelledPair], answers: Path) -> None:
+    """Write one greedy answer a pair, under the prompt that the policy is used with."""
+    teacher, scheme = recipe.teacher, recipe.label_scheme
+    book = PromptBook.load(teacher.prompt, scheme)
+    sampling = teacher.sampling.model_copy(update={"kind": "local", "temperature": 0.0})
+    generator = LocalGenerator(load_policy(policy, fingerprint=book.fingerprint), sampling, seed=recipe.seed)
+    views = (asked_view(teacher),)
+    asked = [one.pair for one in pairs]
+    write_samples(answers, asked, lambda rest: sample_pairs(generator, book, scheme, rest, views, samples=1))

@@ -1,0 +1,64 @@
+"""Preference rows: what DPO learns from, their schema and their JSONL file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from relevance.errors import InputError, RowError
+from training.recipe import View
+
+FILE = "preferences.jsonl"
+Message = dict[str, str]
+
+
+class Preference(BaseModel):
+    """One row that DPO learns from.
+
+    Args: label: the pair's own; view: whose prompt `prompt` is; chosen, rejected: the assistant's texts; the tokens:
+        of these texts; chosen_score, rejected_score: 1 and 0, or rewards.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pair_id: str
+    label: str
+    view: View
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    chosen_label: str
+    rejected_label: str
+    chosen_view: View
+    rejected_view: View
+    chosen_tokens: int
+    rejected_tokens: int
+    chosen_score: float
+    rejected_score: float
+
+    @model_validator(mode="after")
+    def _contrast(self) -> Preference:
+        if self.chosen_label != self.label:
+            raise ValueError(f"expected the chosen label to be the pair's {self.label!r}, found {self.chosen_label!r}")
+        if self.chosen == self.rejected:
+            raise ValueError("expected a chosen text unlike the rejected one, found the same text twice")
+        return self
+
+
+def read_preferences(path: Path) -> Iterator[Preference]:
+    """Read a JSONL file of preferences, one at a time.
+
+    Raises: InputError: if the file is missing; RowError: if a line is not a preference, naming line and field.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: expected a file of preferences, found none")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield Preference.model_validate_json(line)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                column = ".".join(map(str, first["loc"])) or "*"
+                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
