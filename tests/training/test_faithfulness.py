@@ -162,6 +162,31 @@ def test_forced_labels_are_paid_for_once(tmp_path):
     assert write_forced(path, jobs, again, BOOK) == 0
 
 
+class ShortScorer(Scorer):
+    """Scores nothing behind a long beginning, as a model with little context would."""
+
+    def label_probabilities(self, messages, prefixes, labels):
+        """Give nan where the beginning is longer than the shortest whole one."""
+        found_NK = super().label_probabilities(messages, prefixes, labels)
+        least = min(len(BOOK.label_prefix(reasoning_of(one))) for one in ANSWERS)
+        found_NK[[len(prefix) > least for prefix in prefixes]] = np.nan
+        return found_NK
+
+
+def test_what_is_too_long_to_force_has_no_row_and_counts_nowhere(tmp_path):
+    """Such answers have no calibrated probability and are left out of early answering; the others stay."""
+    path, jobs = tmp_path / "forced.jsonl", early_jobs(ANSWERS, BY_ID)
+    written = write_forced(path, jobs, ShortScorer(lambda prefix: "E"), BOOK)
+    rows = list(read_forced(path))
+    by_id = {one.pair.pair_id: one for one in LABELLED}
+    whole = [row.pair_id for row in rows if row.cut == "100"]
+    figures = early_figures(ANSWERS, rows, by_id, ESCI, BOOTSTRAP)
+
+    assert 0 < written == len(rows) < len(jobs)
+    assert 0 < len(whole) < len(ANSWERS)
+    assert figures["n_answers"] == len(whole)
+
+
 def test_a_damaged_file_of_forced_labels_names_the_line(tmp_path):
     """A whole line that is no row is not ours to throw away."""
     path = tmp_path / "forced.jsonl"

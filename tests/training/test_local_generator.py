@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from relevance.errors import InputError
 from training.teacher.decoder import make_decoder, train_tokenizer
 from training.teacher.generator import Prompt
 from training.teacher.local_generator import LocalGenerator
@@ -215,10 +214,14 @@ def test_label_probabilities_are_those_of_the_labels_tokens_after_the_prefix(pol
     assert np.ptp(found_NK, axis=1).min() > 0.05
 
 
-def test_label_probabilities_of_an_answer_beyond_the_context_are_refused(policy):
-    """A cut prompt would give the probabilities of another question."""
-    with pytest.raises(InputError, match=r"expected at most 96 tokens, found \d+"):
-        generator(policy).label_probabilities([prompts()[0].messages], ["word " * 100], ["E", "S"])
+def test_an_answer_beyond_the_context_has_no_label_probabilities(policy):
+    """A cut prompt would give the probabilities of another question; the rows beside it keep theirs."""
+    asked = [prompts()[0].messages] * 2
+    found_NK = generator(policy).label_probabilities(asked, ["word " * 100, "word "], ["E", "S"])
+    alone_NK = generator(policy).label_probabilities(asked[:1], ["word "], ["E", "S"])
+
+    assert np.isnan(found_NK[0]).all()
+    np.testing.assert_allclose(found_NK[1], alone_NK[0], atol=1e-6)
 
 
 def test_the_name_holds_model_sampling_and_seed(policy):

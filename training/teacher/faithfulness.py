@@ -102,11 +102,14 @@ def early_figures(
 ) -> dict[str, Any]:
     """Give, at each cut and for the filler, how often the forced label is the answer's own, and how often it is right.
 
+    Answers that are too long for a label to be forced at every cut are left out.
+
     Args: labelled: by pair id.
     Returns: `n_answers`, `cuts`: name → `same` and `right`, each with its interval, and `gain`: how much more often the
         label is right after the whole reasoning than before any.
     """
     found = {(row.pair_id, row.cut): int(np.argmax(row.probabilities)) for row in forced}
+    answers = [a for a in answers if all((a.pair_id, cut) in found for cut in (*CUTS, FILLER))]
     query_id = np.array([labelled[answer.pair_id].pair.query.id for answer in answers], dtype=np.str_)
     own_N = np.array([scheme.index(answer.label or "") for answer in answers], dtype=np.int64)
     gold_N = np.array([scheme.index(labelled[answer.pair_id].label) for answer in answers], dtype=np.int64)

@@ -21,6 +21,7 @@ from relevance.errors import RowError
 from relevance.pairs import Pair
 from training.rationale_rows import Rationale
 from training.recipe import VIEWS, View
+from training.runs import log
 from training.teacher.prompts import Message, PromptBook
 from training.teacher.samples import Sample
 
@@ -37,7 +38,7 @@ class LabelScorer(Protocol):
     def label_probabilities(
         self, messages: Sequence[Sequence[Message]], prefixes: Sequence[str], labels: Sequence[str]
     ) -> NDArray[np.float64]:
-        """Give the softmax over labels that would stand next, float64 of shape (N, K).
+        """Give the softmax over labels that would stand next, float64 of shape (N, K), nan where a row is too long.
 
         Args: messages, prefixes: of each of N rows: the prompt and the start of the response; labels: K texts.
         """
@@ -86,7 +87,7 @@ def reasoning_of(sample: Sample) -> Rationale:
 
 
 def write_forced(path: Path, jobs: Sequence[ForcedJob], scorer: LabelScorer, book: PromptBook) -> int:
-    """Append the rows that the file lacks.
+    """Append the rows that the file lacks; what is too long for the model has none, and is counted in the log.
 
     Args: jobs: no two of a pair with the same cut.
     Returns: rows written by this call.
@@ -95,7 +96,7 @@ def write_forced(path: Path, jobs: Sequence[ForcedJob], scorer: LabelScorer, boo
     _cut_last_line(path)
     known = {(row.pair_id, row.cut) for row in read_forced(path)} if path.is_file() else set()
     missing = iter([job for job in jobs if (job.pair.pair_id, job.cut) not in known])
-    written = 0
+    written = too_long = 0
     with path.open("a", encoding="utf-8") as file, tqdm(total=len(jobs), unit="label", desc=path.stem) as progress:
         progress.update(len(known))
         while some := list(islice(missing, _AT_ONCE)):
@@ -104,12 +105,17 @@ def write_forced(path: Path, jobs: Sequence[ForcedJob], scorer: LabelScorer, boo
                 [book.label_prefix(job.reasoning) for job in some],
                 book.label_texts,
             )
-            for job, own_K in zip(some, probabilities_NK.tolist(), strict=True):
-                row = ForcedLabel(pair_id=job.pair.pair_id, cut=job.cut, probabilities=tuple(own_K))
-                file.write(row.model_dump_json() + "\n")
+            known_N = np.isfinite(probabilities_NK.sum(axis=1))
+            for job, own_K, told in zip(some, probabilities_NK.tolist(), known_N, strict=True):
+                if told:
+                    row = ForcedLabel(pair_id=job.pair.pair_id, cut=job.cut, probabilities=tuple(own_K))
+                    file.write(row.model_dump_json() + "\n")
             file.flush()
-            written += len(some)
+            written += int(known_N.sum())
+            too_long += len(some) - int(known_N.sum())
             progress.update(len(some))
+    if too_long:
+        log.warning("%s: %d answers are too long for the model with a label forced, and have none", path, too_long)
     return written
 
 

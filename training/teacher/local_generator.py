@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from relevance.errors import InputError
 from training.teacher.generator import Completion, Prompt, failed
 from training.teacher_recipe import SamplingRecipe
 
@@ -90,12 +89,13 @@ class LocalGenerator:
 
         Args: messages: one conversation a prompt; prefixes: how each answer begins, up to its label; labels: as they
             would stand there, with what ends them where one begins like another.
-        Returns: float64 of shape (N, K), rows summing to 1.
-        Raises: InputError: if a prompt with its prefix and a label is longer than the model's context.
+        Returns: float64 of shape (N, K), rows summing to 1; nan where a prompt with its prefix and a label is longer
+            than the model's context.
         """
         rows = [self._label_ids(m, prefix, labels) for m, prefix in zip(messages, prefixes, strict=True)]
-        result_NK = np.zeros((len(rows), len(labels)))
-        order = sorted(range(len(rows)), key=lambda n: -len(rows[n].start))
+        result_NK = np.full((len(rows), len(labels)), np.nan)
+        fits = [n for n, row in enumerate(rows) if max(len(row.start) + len(end) for end in row.ends) <= self._context]
+        order = sorted(fits, key=lambda n: -len(rows[n].start))
         size = max(1, self.recipe.batch_size // len(labels))
         for at in range(0, len(order), size):
             part = order[at : at + size]
@@ -197,9 +197,6 @@ class LocalGenerator:
     def _label_ids(self, messages: Sequence[Mapping[str, str]], prefix: str, labels: Sequence[str]) -> _LabelRow:
         text = self._text(messages) + prefix
         whole = [self._ids(text + label) for label in labels]
-        longest = max(map(len, whole))
-        if longest > self._context:
-            raise InputError(f"prompt with answer: expected at most {self._context} tokens, found {longest}")
         differ = (place for place, tokens in enumerate(zip(*whole, strict=False)) if len(set(tokens)) > 1)
         same = next(differ, min(map(len, whole)) - 1)
         return _LabelRow(whole[0][:same], [ids[same:] for ids in whole])

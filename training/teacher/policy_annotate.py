@@ -173,7 +173,10 @@ def _probabilities(
     rows: defaultdict[str, list[tuple[float, ...]]] = defaultdict(list)
     for row in read_forced(path):
         rows[row.pair_id].append(row.probabilities)
-    return {pair_id: np.mean(own, axis=0) for pair_id, own in rows.items()}
+    return {
+        pair_id: np.mean(rows[pair_id], axis=0) if pair_id in rows else vote_shares(own, scheme)
+        for pair_id, own in readable.items()
+    }
 
 
 def _from_logprobs(answers: Sequence[Sample], scheme: LabelScheme) -> NDArray[np.float64]:
