@@ -123,7 +123,7 @@ def _tuned(recipe: Recipe, systems: list[System]) -> dict[str, dict[str, object]
         return {}
     sources = [system.name if system.search else system.tuned_as for system in systems]
     searches = {name: SYSTEMS[name].search[: recipe.grid.trials] for name in sources if name is not None}
-    best = choose_tuned(RECIPES / recipe.grid.tuning, searches, _common_hash(recipe))
+    best = choose_tuned(RECIPES / recipe.grid.tuning, searches, common_hash(recipe))
     tuned = {}
     for system, source in zip(systems, sources, strict=True):
         if source is not None:
@@ -222,7 +222,7 @@ def _jobs_of(run: Run, system: System, seeds: tuple[int, ...], tuned: dict[str, 
 
 def config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
     """Hash all that decides a job's result: its recipe, what the shared stages read, and the members of an average."""
-    content = recipe.model_dump(mode="json", exclude=_BESIDE_A_FIT)
+    content = _told(recipe)
     shared = {
         stage: json.loads((run.path / stage / DONE).read_text())["inputs"]
         for stage in (*run.recipe.stages, f"{VISIBLE}/embed", f"{LSA}/embed")
@@ -231,9 +231,14 @@ def config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
     return hash_json([content, shared, members])
 
 
-def _common_hash(recipe: Recipe) -> str:
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """Give what a recipe says of its fits, without defaults: a new key with a default makes no other recipe."""
+    return recipe.model_dump(mode="json", exclude=_BESIDE_A_FIT, exclude_defaults=True)
+
+
+def common_hash(recipe: Recipe) -> str:
     """Hash what all tuning trials of a recipe share: the common recipe and how many queries a trial trains on."""
-    content = recipe.model_dump(mode="json", exclude=_BESIDE_A_FIT)
+    content = _told(recipe)
     return hash_json([content, recipe.grid.tuning_queries])
 
 
@@ -247,7 +252,7 @@ def _tune(run: Run, systems: list[System]) -> int:
             status = job.status()
             if status is not None and status["state"] in {"done", "diverged"}:
                 row = {"system": name, "trial": number, "overrides": dict(trial), "dev": status.get("dev")}
-                lines.append(json.dumps({**row, "common": _common_hash(run.recipe)}) + "\n")
+                lines.append(json.dumps({**row, "common": common_hash(run.recipe)}) + "\n")
     (run.path / "tuning.jsonl").write_text("".join(lines), encoding="utf-8")
     log.info("grid: %d of %d trials → %s", len(lines), sum(map(len, jobs.values())), run.path / "tuning.jsonl")
     return failed

@@ -69,5 +69,5 @@ def job_of(run: Run, system: System, seed: int) -> Job:
     recipe = overridden(run.recipe, overrides)
     originals = [overridden(run.recipe, {**TEACHERS[name].overrides, "seed": seed}) for name in system.members]
     members = [config_hash(run, original, []) for original in originals]
-    own = hash_json([config_hash(run, recipe, members), recipe.teacher.model_dump(mode="json")])
+    own = hash_json([config_hash(run, recipe, members), recipe.teacher.model_dump(mode="json", exclude_defaults=True)])
     return Job(system, seed, recipe, run.path / FOLDER / system.name / f"seed_{seed}", own)
