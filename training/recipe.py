@@ -88,8 +88,9 @@ class EmbedRecipe(Section):
         `lsa:WIDTH` for TF-IDF and an SVD of the rationales themselves;
         cache: folder of the embedding cache, relative to the run unless absolute; strip_label_words: remove class
         names and the final verdict sentence before embedding; combined: also embed the perspectives' rationales
-        joined to one text, as perspective `combined` (LRKD-Combined of arXiv:2601.21611); splits: None for all that
-        have rationales.
+        joined to one text, as perspective `combined` (LRKD-Combined of arXiv:2601.21611); annotated: also embed the
+        rationales that `annotate.teacher = "policy"` wrote, for a guided warm-up; splits: None for all that have
+        rationales.
     """
 
     model: str = "BAAI/bge-m3"
@@ -99,6 +100,7 @@ class EmbedRecipe(Section):
     cache: str = "embedding_cache"
     strip_label_words: bool = True
     combined: bool = False
+    annotated: bool = False
     splits: tuple[Split, ...] | None = None
 
 

@@ -142,13 +142,14 @@ class StudentRecipe(Section):
         [CLS] and the masked mean, or `segments` (see `training.student.model.Student`); head_width: hidden units of the
         head, None for a linear one; feature_weight: of the training-only regression on annotated features;
         guidance_weight: λ of arXiv:2601.21611 eq. 9; guidance: its target and form; rationale_terms: rival ways to use
-        rationales, with a section each; soft_labels: which of the annotated distributions, `all` or one perspective's;
-        class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each pair of a query of
-        n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from one pair in one
-        epoch; random_negatives: pairs with another query's item added as least relevant, per labelled pair, and their
-        weight; seeds: one fine-tuning each, their weights averaged; max_queries: train on so many of the labelled
-        queries, None for all; predicted: splits to give predictions of; round_weights: round the encoder to what int8w
-        stores before anything is calibrated; bf16: autocast.
+        rationales, with a section each; warm_up_guidance: guide the latent in the warm-up too, by the rationales of the
+        pairs without labels (`embed.annotated`); soft_labels: which of the annotated distributions, `all` or one
+        perspective's; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each
+        pair of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from
+        one pair in one epoch; random_negatives: pairs with another query's item added as least relevant, per labelled
+        pair, and their weight; seeds: one fine-tuning each, their weights averaged; max_queries: train on so many of
+        the labelled queries, None for all; predicted: splits to give predictions of; round_weights: round the encoder
+        to what int8w stores before anything is calibrated; bf16: autocast.
     """
 
     encoder: EncoderRecipe = EncoderRecipe()
@@ -161,6 +162,7 @@ class StudentRecipe(Section):
     head_width: int | None = Field(default=None, ge=1)
     feature_weight: float = Field(default=0.0, ge=0)
     guidance_weight: float = Field(default=0.1, ge=0)
+    warm_up_guidance: bool = False
     guidance: GuidanceRecipe = GuidanceRecipe()
     rationale_terms: tuple[Literal["ced_kd", "mkd", "crsd"], ...] = ()
     ced_kd: CedKdRecipe = CedKdRecipe()

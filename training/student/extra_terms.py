@@ -54,13 +54,9 @@ def make_terms(
     Raises: RunError: if rationales or embeddings that the recipe asks for were not made, or miss every pair.
     """
     recipe, template = run.recipe.student, run.recipe.template
-    terms: list[Term] = []
-    side: list[SideInputs] = []
-    if recipe.guidance_weight > 0 and recipe.extractor.kind != "none":
-        store = _targets(run, student, data, seed)
-        run.note("student", guidance_of_nothing=round(mean_square(store), 6))
-        terms.append(GuidanceTerm(student, recipe.guidance_weight, recipe.guidance, store.width))
-        side.append(CotInputs(data.pairs, store))
+    guided = guidance_terms(run, student, data, seed)
+    terms: list[Term] = list(guided.terms)
+    side: list[SideInputs] = list(guided.side)
     if needs_rationales(recipe):
         texts, evidence = _rationales(run, data)
         if "ced_kd" in recipe.rationale_terms:
@@ -76,6 +72,20 @@ def make_terms(
             terms.append(CrsdTerm(student, recipe.crsd, weight_K))
             side.append(SecondView(data.pairs, texts, template, tokenizer, recipe.crsd.max_tokens))
     return ExtraTerms(tuple(terms), tuple(side))
+
+
+def guidance_terms(run: Run, student: Student, data: TrainingSet, seed: int) -> ExtraTerms:
+    """Build guidance alone, nothing where the recipe has none.
+
+    Raises: RunError: if the embeddings were not made, or miss every pair.
+    """
+    recipe = run.recipe.student
+    if recipe.guidance_weight == 0 or recipe.extractor.kind == "none":
+        return ExtraTerms()
+    store = _targets(run, student, data, seed)
+    run.note("student", guidance_of_nothing=round(mean_square(store), 6))
+    term = GuidanceTerm(student, recipe.guidance_weight, recipe.guidance, store.width)
+    return ExtraTerms((term,), (CotInputs(data.pairs, store),))
 
 
 def _targets(run: Run, student: Student, data: TrainingSet, seed: int) -> CotStore:

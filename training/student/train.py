@@ -20,7 +20,7 @@ from training.runs import Run, hash_file, stage_arguments
 from training.soft_labels import read_soft_labels, soft_labels_file
 from training.student.batches import Batches, TrainingSet, readable
 from training.student.encoder import load_encoder
-from training.student.extra_terms import RATIONALES, ExtraTerms, make_terms, needs_rationales
+from training.student.extra_terms import RATIONALES, ExtraTerms, guidance_terms, make_terms, needs_rationales
 from training.student.fit import Fit, FitPlan, finished_once
 from training.student.inputs import (
     average_weights,
@@ -179,6 +179,8 @@ class StudentTraining:
             extra = ExtraTerms()
             if on_labels:
                 extra = make_terms(self._run, student, data, tokenizer, class_weight_K=class_weight_K, seed=seed)
+            elif student_recipe.warm_up_guidance:
+                extra = guidance_terms(self._run, student, data, seed)
             batches = Batches(
                 data,
                 self._template,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from training.cot_store import MATRIX
 from training.runs import hash_file, stage_arguments
 from training.soft_labels import soft_labels_file
 from training.student.train import WARM_UP, StudentTraining, shared_inputs
@@ -23,16 +24,21 @@ NOT_YET = {
     "round_weights",
 }
 """Keys of the student's recipe that only the fine-tuning reads: changing them keeps the warm-up."""
+GUIDED = {"guidance_weight", "guidance"}
+"""Those of them that a guided warm-up reads too."""
 
 
 def main(argv: list[str]) -> int:
     """Warm the recipe's student up."""
     run = stage_arguments(argv, WARM_UP, __doc__)
+    recipe = run.recipe.student
     inputs = {
-        "student": run.recipe.student.model_dump(mode="json", exclude=NOT_YET),
+        "student": recipe.model_dump(mode="json", exclude=NOT_YET - GUIDED if recipe.warm_up_guidance else NOT_YET),
         **shared_inputs(run),
-        "soft_labels": hash_file(run.require("annotate") / soft_labels_file(run.recipe.student)),
+        "soft_labels": hash_file(run.require("annotate") / soft_labels_file(recipe)),
     }
+    if recipe.warm_up_guidance:
+        inputs["embeddings"] = hash_file(run.require(recipe.guidance.store) / MATRIX)
     with run.stage(WARM_UP, inputs, resumable=True) as folder:
         if folder is not None:
             StudentTraining(run, folder).warm_up()

@@ -27,6 +27,7 @@ from training.teacher.embedding_cache import EmbeddingCache, text_key
 from training.teacher.label_words import strip_verdict
 from training.teacher.lsa import PREFIX as LSA_PREFIX
 from training.teacher.lsa import LsaEncoder
+from training.teacher.policy_annotate import RATIONALES
 
 log = logging.getLogger("relevance.training")
 _GROUP_BATCHES = 4
@@ -96,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     files = [
         source / f"rationales.{split}.jsonl" for split in (run.recipe.embed.splits or run.recipe.rationales.splits)
     ]
+    if recipe.annotated:
+        files.append(run.require("annotate") / RATIONALES)
     inputs: dict[str, Any] = {
         "embed": recipe.model_dump(mode="json", exclude={"batch_size", "cache"}),
         "scheme": run.recipe.label_scheme.to_dict(),
@@ -106,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         inputs["model"] = sentence.model
     with run.stage("embed", inputs) as folder:
         if folder is not None:
-            rationales = [rationale for path in files for rationale in read_rationales(path)]
+            read = [rationale for path in files for rationale in read_rationales(path)]
+            rationales = list({(r.pair_id, r.perspective): r for r in reversed(read)}.values())[::-1]
             encoder = sentence or LsaEncoder(recipe.model, _train_texts(source))
             embed_rationales(run, rationales, encoder).save(folder)
     return 0
