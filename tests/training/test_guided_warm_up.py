@@ -82,7 +82,7 @@ def notes(folder, key):
 
 
 def test_the_latent_moves_towards_rationales_of_pairs_without_labels(arguments, tmp_path):
-    """Both sources are embedded, a pair once; the warm-up explains a part of the targets; another weight warms up anew."""
+    """Both sources are embedded, a pair once; a part of the targets is explained; another weight warms up anew."""
     assert embed.main(arguments) == 0
     store = CotStore.load(tmp_path / "embed")
     assert warm_up.main(arguments) == 0
