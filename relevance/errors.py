@@ -29,7 +29,7 @@ RelevanceError
 │   ├── ReloadError           a reload or rollback that was refused; what ran before still runs
 │   └── EngineError           the session raised
 ├── RunError              a run directory that cannot be used or resumed
-└── CollapseError         training produced a model that gives every pair the same answer
+└── CollapseError         training produced nothing usable: one answer for every pair, or no numbers
 """
 
 from __future__ import annotations
@@ -179,4 +179,4 @@ class RunError(RelevanceError):
 
 
 class CollapseError(RelevanceError):
-    """Training produced a model that gives every pair the same answer."""
+    """Training produced nothing usable: the same answer for every pair, or weights that are no numbers."""

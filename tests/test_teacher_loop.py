@@ -9,9 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sklearn.metrics import f1_score
 
+from relevance.labels import ESCI
+from relevance.pairs import read_labelled_pairs
+from training.grid.teacher_systems import TEACHERS
 from training.rationale_rows import read_rationales
 from training.teacher.preference_rows import read_preferences
+from training.teacher.samples import read_samples
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "teacher-tiny"
@@ -50,14 +55,25 @@ def test_what_sft_learns_agrees_with_the_labels_and_nothing_is_cut(finished):
 
 
 def test_dpo_starts_at_the_sft_policy_and_the_gate_decides(finished):
-    """Preferences are of unseen pairs; rewards are 0 before the first step; one policy is shipped, with a reason."""
+    """Rewards are 0 before the first step; sklearn's macro-F1 of both policies' answers decides who is judged."""
     preferences = list(read_preferences(finished / "preferences" / "preferences.jsonl"))
     decision = report(finished, "dpo")
+    label_of = {
+        one.pair.pair_id: one.label for one in read_labelled_pairs(finished / "data" / "pairs.dev.parquet", ESCI)
+    }
+    macro_f1 = {}
+    for name in ("sft", "dpo"):
+        (path,) = (finished / "dpo").glob(f"gate.{name}.*.jsonl")
+        answers = list(read_samples(path))
+        labels, named = [label_of[one.pair_id] for one in answers], [one.label or "none" for one in answers]
+        macro_f1[name] = f1_score(labels, named, labels=ESCI.classes, average="macro", zero_division=0)
+        assert decision["gate"][name]["macro_f1"] == pytest.approx(macro_f1[name], abs=1e-6)
+        assert len(answers) == decision["gate"]["pairs"]
 
     assert len(preferences) >= 8
     assert decision["training"]["first_step"]["rewards/margins"] == 0
-    assert decision["shipped"] in {"sft", "dpo"}
-    assert decision["gate"]["sft"]["macro_f1"] >= 0
+    assert decision["shipped"] == ("dpo" if macro_f1["dpo"] > macro_f1["sft"] else "sft")
+    assert f"{decision['shipped']}@" in report(finished, "judge")["generator"]
 
 
 def test_the_teacher_is_judged_and_has_a_card(finished):
@@ -122,6 +138,7 @@ def test_teachers_are_compared_on_the_same_first_answers(finished):
     for name in ("mpcot", "single_rule"):
         status = json.loads((finished / "teachers" / name / "seed_0" / "status.json").read_text(encoding="utf-8"))
         assert (status["state"], status["error"]) == ("done", None)
-    assert "MPCoT" in table
+        row = next(line for line in table.splitlines() if line.startswith(f"| {TEACHERS[name].title}, SFT |"))
+        assert row.rstrip(" |").split(" | ")[-2] == f"{status['learned']['sft_tokens']:,}"
     assert "not run" in table
     assert "2 jobs, 2 ended before" in again.stderr

@@ -27,13 +27,16 @@ log = logging.getLogger("relevance.training")
 DONE = "DONE.json"
 INPUTS = "inputs.json"
 LEDGER = "ledger.jsonl"
+OF_A_FOLD = frozenset({"sft", "preference_answers", "preferences", "dpo"})
+"""Stages of which every fold's teacher has its own: another one's saw the pairs that are held out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A recipe and the directory its stages write to.
 
-    Args: shared: a second directory that earlier stages are looked up in, as the fits of a grid share their data.
+    Args: shared: a second directory that earlier stages are looked up in, as the fits of a grid share their data; with
+        `teacher.folds` above 1, those of `OF_A_FOLD` are not.
     """
 
     recipe: Recipe
@@ -43,7 +46,9 @@ class Run:
     def folder(self, stage: str) -> Path:
         """Give the folder of an earlier stage, finished or not: the run's own, or the shared one where it has none."""
         own = self.path / stage
-        return self.shared / stage if self.shared is not None and not (own / DONE).is_file() else own
+        if self.shared is None or (own / DONE).is_file():
+            return own
+        return own if stage in OF_A_FOLD and self.recipe.teacher.folds > 1 else self.shared / stage
 
     def require(self, stage: str) -> Path:
         """Give the folder of an earlier stage.

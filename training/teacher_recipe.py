@@ -34,8 +34,10 @@ class SamplingRecipe(Section):
     """Who answers, and how answers are drawn.
 
     Args: kind: `local` (transformers in this process), `openai` (any OpenAI-compatible server) or `programmatic`;
-        annotator: the writer of rationales behind `programmatic`; model: the server's name for the model, None for the
-        stage's own policy; base_url, key_variable: of the server, and the environment variable with its key;
+        annotator: the writer of rationales behind `programmatic`; model: the server's name for the base model, which
+        `generate` and `judge --policy base` ask; policy_model: its name for the run's fine-tuned policy, which all
+        stages after `sft` ask, with `{fold}` for the fold's number when cross-fitting; base_url, key_variable: of the
+        server, and the environment variable with its key;
         concurrency: requests in flight; retries: of one request; timeout_s: of one request; prompt_price,
         completion_price: per million tokens, for the ledger; batch_size: sequences at a time, `local` only; thinking:
         the chat template's `enable_thinking`; extensions: send `top_k` and `enable_thinking`, which vLLM and SGLang
@@ -45,6 +47,7 @@ class SamplingRecipe(Section):
     kind: Literal["local", "openai", "programmatic"] = "local"
     annotator: Literal["programmatic", "marketplace"] = "programmatic"
     model: str | None = None
+    policy_model: str | None = None
     base_url: str = "http://127.0.0.1:8000/v1"
     key_variable: str = "OPENAI_API_KEY"
     concurrency: int = Field(default=64, ge=1)
@@ -144,7 +147,8 @@ class PreferencesRecipe(Section):
     """Stage `preferences` (eq. 4): wrong answers of the SFT policy on pairs it never saw, against right ones.
 
     Args: reserved: share of training queries that SFT leaves out for this; samples: answers per pair and perspective
-        (pass@k); perspectives: asked; max_pairs: preference pairs kept, None for all; same_size_as: run directory of
+        (pass@k); perspectives: asked; asked_pairs: reserved pairs asked about, whole queries, None for all; max_pairs:
+        preference pairs kept, None for all; same_size_as: run directory of
         which a size-matched control takes the number of preference pairs as its cap and the answers drawn of a pair
         (one perspective is asked 15 times where three were asked 5), None for no control; length_ratio: of chosen to
         rejected tokens at most, and at least its inverse; max_jaccard: word overlap above which two rationales say the
@@ -154,6 +158,7 @@ class PreferencesRecipe(Section):
     reserved: float = Field(default=0.3, gt=0, lt=1)
     samples: int = Field(default=5, ge=1)
     perspectives: tuple[TeacherPerspective, ...] = ("user", "struct", "rule")
+    asked_pairs: int | None = Field(default=None, ge=1)
     max_pairs: int | None = Field(default=None, ge=1)
     same_size_as: str | None = None
     length_ratio: float = Field(default=1.25, ge=1)

@@ -1,6 +1,7 @@
 """An OpenAI-compatible server that misbehaves on demand: run as a script, it obeys the text of the last message.
 
-`ok TEXT` is answered with a text made of TEXT and the request's seed. `ACTION TIMES TEXT` does the action for the first
+`ok TEXT`, as any text that begins with no action, is answered with a text made of TEXT and the request's seed.
+`ACTION TIMES TEXT` does the action for the first
 TIMES requests with this body and answers the rest. Every request is written to the log before anything is done about
 it, with its time, its body's hash and seed, and how many were being answered.
 """
@@ -78,9 +79,9 @@ def make_app(log: Path, *, key: str | None, delay_s: float) -> FastAPI:
 
 async def _obey(asked: dict[str, Any], time_seen: int) -> Response:
     action, _, text = asked["messages"][-1]["content"].partition(" ")
-    times = "0"
-    if action != "ok":
-        times, _, text = text.partition(" ")
+    if action not in FAULTS:
+        return JSONResponse(completion(text, asked["seed"]))
+    times, _, text = text.partition(" ")
     whole = completion(text, asked["seed"])
     if time_seen > int(times):
         return JSONResponse(whole)

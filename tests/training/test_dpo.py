@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from preference_makers import FIT, PROMPT, finished_run, preferences, save_policies
+from preference_makers import FIT, PROMPT, finished_run, labelled_pairs, preferences, sample, save_policies, stage_run
 
-from relevance.errors import InputError, RunError
+from relevance.errors import CollapseError, InputError, RunError
 from relevance.labels import ESCI
+from relevance.pairs import write_labelled_pairs
 from training.runs import DONE
 from training.teacher import gate
-from training.teacher.dpo import LEAST_PREFERENCES, Optimisation, StopOnDivergence, check_lengths, optimise_policy
+from training.teacher.dpo import LEAST_PREFERENCES, Optimisation, check_lengths, optimise_policy
 from training.teacher.policy import (
     final_policy,
     load_policy,
 )
 from training.teacher.prompts import PromptBook
-from training.teacher.trainer_settings import own_accelerator
+from training.teacher.trainer_settings import StopOnDivergence, own_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_rows_are_tokenized_as_in_sft_and_none_is_cut(policies, tmp_path):
     longest = max(
         len(t["prompt_ids"]) + max(len(t["chosen_ids"]), len(t["rejected_ids"])) for t in trainer.train_dataset
     )
-    check_lengths(trainer.train_dataset, rows, longest)
+    assert check_lengths(trainer.train_dataset, rows, longest) == longest
     with pytest.raises(InputError, match=r"max_tokens = \d+ tokens, found .* for pair 'q"):
         check_lengths(trainer.train_dataset, rows, longest - 1)
 
@@ -138,13 +139,13 @@ def test_a_trained_policy_is_loaded_again_without_the_reference(policies, tmp_pa
         gap = policy.model(ids).logits - load_policy(policies / kind).model(ids).logits
     assert float(gap.abs().max()) > 1e-3
     figures = json.loads((tmp_path / "training.json").read_text())
-    assert (figures["steps"], figures["preferences"], figures["truncated"]) == (4, 16, 0)
+    assert (figures["steps"], figures["preferences"], figures["longest"] <= FIT.max_tokens) == (4, 16, True)
     assert figures["first_step"]["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_learning_rate_that_blows_up_stops_and_ships_nothing(policies, tmp_path):
     """Weights of 1e30 overflow in the next forward pass; the checkpoints go, so that a new run starts over."""
-    with pytest.raises(RunError, match="nothing is shipped"):
+    with pytest.raises(CollapseError, match=r"dpo: expected a finite loss, found .*nan.*; nothing is saved"):
         optimisation(policies / "full", learning_rate=1e30, epochs=20, save_steps=1).fit(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -154,10 +155,10 @@ def test_a_loss_that_is_no_number_is_told_with_its_step():
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     arguments, state = TrainingArguments(report_to=[], use_cpu=True), TrainerState(global_step=7)
-    callback = StopOnDivergence()
+    callback = StopOnDivergence("dpo")
     callback.on_log(arguments, state, TrainerControl(), logs={"loss": 0.5, "grad_norm": 1.0})
     callback.on_log(arguments, state, TrainerControl(), logs={"train_runtime": 3.0})
-    with pytest.raises(RunError, match="at step 7"):
+    with pytest.raises(CollapseError, match=r"at step 7; nothing is saved: lower teacher\.dpo\.learning_rate"):
         callback.on_log(arguments, state, TrainerControl(), logs={"loss": math.nan, "grad_norm": 1.0})
 
 
@@ -221,9 +222,46 @@ def test_the_stage_ships_the_policy_that_won_and_tells_both_figures(policies, tm
     assert report["gate"]["sft"]["macro_f1"] == report["gate"]["dpo"]["macro_f1"] == 0.0
     assert report["gate"]["sft"]["response_tokens"] == report["gate"]["dpo"]["response_tokens"] == 4.0
     assert report["training"]["steps"] == 4
+    assert report["sft"] == "by hand"
     assert final_policy(run) == tmp_path / "sft" / "policy"
     (tmp_path / "dpo" / "report.json").write_text(json.dumps(report | {"shipped": "dpo"}))
     assert final_policy(run) == tmp_path / "dpo" / "policy"
+
+
+def told(one, label):
+    """Give an answer about a pair as a gate's line."""
+    return sample("unified", 0, label, "so it is", pair_id=one.pair.pair_id).model_dump_json() + "\n"
+
+
+def test_another_margin_decides_anew_and_trains_and_asks_nothing(policies, tmp_path):
+    """DPO reads all pairs and SFT half of them; the weights are not needed again, other pairs would be asked about."""
+    run = finished_run(tmp_path, policies, preferences(), gate_pairs=20)
+    optimise_policy(run)
+    report, folder = tmp_path / "dpo" / "report.json", tmp_path / "dpo"
+    trained = (folder / "training.json").stat().st_mtime_ns
+    (folder / "policy" / "model.safetensors").rename(tmp_path / "weights")
+    for name, known in (("sft", "ES"), ("dpo", "ESCI")):
+        (answers,) = folder.glob(f"gate.{name}.*.jsonl")
+        answers.write_text("".join(told(one, one.label if one.label in known else None) for one in labelled_pairs(5)))
+    found = []
+    for margin in (0.49, 0.6):
+        optimise_policy(stage_run(tmp_path, gate_pairs=20, gate_margin=margin, device_batch_size=2, save_steps=9))
+        found.append(json.loads(report.read_text())["shipped"])
+    assert found == ["dpo", "sft"]
+    assert (folder / "training.json").stat().st_mtime_ns == trained
+    (tmp_path / "weights").rename(folder / "policy" / "model.safetensors")
+    optimise_policy(stage_run(tmp_path, gate_pairs=8))
+    assert json.loads(report.read_text())["gate"]["pairs"] == 8
+    assert (folder / "training.json").stat().st_mtime_ns == trained
+
+
+def test_a_run_without_dev_pairs_is_told_before_it_trains(policies, tmp_path):
+    """The gate could decide nothing."""
+    run = finished_run(tmp_path, policies, preferences())
+    write_labelled_pairs(tmp_path / "data" / "pairs.dev.parquet", [])
+    with pytest.raises(RunError, match="expected dev pairs for the gate"):
+        optimise_policy(run)
+    assert not (tmp_path / "dpo").exists()
 
 
 def test_too_few_preferences_leave_the_sft_policy_the_teacher(policies, tmp_path):

@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from constant_policy import save_constant_policy
 from judge_makers import make_run
+from llm_servers import LlmServer
 
+from relevance.errors import RecipeError
 from relevance.labels import ESCI
+from training.grid import teacher_stage
 from training.predictions import read_predictions
 from training.runs import DONE
 from training.teacher.judge import judge_policy, judged_pairs, main
@@ -112,3 +116,42 @@ completion_price = 4.0
 """,
         encoding="utf-8",
     )
+
+
+def served_run(folder, tiny_pairs, url="http://127.0.0.1:1/v1"):
+    """Give a run whose base and fine-tuned policy a server answers for."""
+    sampling = {"kind": "openai", "model": "m", "policy_model": "mine", "base_url": url, "retries": 0}
+    small = {"pairs": 4, "samples": 1, "faithfulness_pairs": 0}
+    run = make_run(folder, tiny_pairs, prompt={"version": "compact", "shots": 0}, sampling=sampling, judge=small)
+    for stage in ("teacher_pretrain", "sft"):
+        pairs = [one.pair for one in judged_pairs(run, "test", 4)]
+        save_constant_policy(folder / stage / "policy", run, pairs, "unused", steps=0)
+        (folder / stage / DONE).write_text('{"inputs": "", "seconds": 2.0}')
+    return run
+
+
+def test_a_server_judges_the_base_and_the_shipped_policy_each_by_its_name(tmp_path, tiny_pairs):
+    """The server's log tells which model was asked for each of the judgements."""
+    with LlmServer(tmp_path) as server:
+        run = served_run(tmp_path, tiny_pairs, server.url)
+        asked = []
+        for policy in (None, "sft", "base"):
+            before = len(server.requests())
+            judge_policy(run, policy)
+            asked.append({row["asked"]["model"] for row in server.requests()[before:]})
+
+    assert asked == [{"mine"}, set(), {"m"}]
+
+
+def test_a_server_is_not_asked_for_a_policy_that_is_not_shipped(tmp_path, tiny_pairs):
+    """It serves the one that is, whose answers would be taken for the other's."""
+    run = served_run(tmp_path, tiny_pairs)
+    with pytest.raises(RecipeError, match=r"--policy dpo: expected the policy that is shipped.*found that sft is"):
+        judge_policy(run, "dpo")
+
+
+def test_a_server_does_not_compare_teachers(tmp_path):
+    """It would answer for all of them with one model."""
+    arguments = ["tiny", "--out", str(tmp_path), "--set", "teacher.sampling.kind=openai"]
+    with pytest.raises(RecipeError, match="found 'openai', which serves one model for all"):
+        teacher_stage.main(arguments)

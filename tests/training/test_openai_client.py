@@ -35,10 +35,10 @@ def prompt(key, text, *, samples=1, first_sample=0):
     return Prompt(key, (SYSTEM, {"role": "user", "content": text}), samples, first_sample)
 
 
-def generator(url, store, **settings):
+def generator(url, store, identity="", known=(), **settings):
     """Give a client of a server."""
     recipe = SamplingRecipe(kind="openai", model="m", base_url=url, **settings)
-    return OpenAiGenerator(recipe, store, ESCI)
+    return OpenAiGenerator(recipe, store, ESCI, identity=identity, known=known)
 
 
 def texts(completions):
@@ -223,6 +223,77 @@ def test_a_server_that_is_gone_ends_the_run_with_the_way_to_resume(tmp_path):
         texts(client.complete((read.append(n) or prompt(str(n), f"ok {n}")) for n in range(500)))
 
     assert len(read) <= openai_client.FAILURES_IN_A_ROW + 2 * 4
+
+
+def test_refused_requests_are_no_sign_of_a_server_that_is_gone(server, tmp_path):
+    """Forty prompts in a row that are too long, after one answer; the last prompt is answered all the same."""
+    client = generator(server.url, tmp_path / "store.jsonl", concurrency=1)
+    prompts = [prompt("first", "ok towel"), *(prompt(str(n), f"refuse 9 towel-{n}") for n in range(40))]
+
+    found = {c.key: c.error for c in client.complete([*prompts, prompt("last", "ok towel-last")])}
+
+    assert len(found) == 42
+    assert found["first"] is found["last"] is None
+    assert client.ledger.errors == {"status 400": 40}
+
+
+def test_a_server_that_refuses_everything_ends_the_run(server, tmp_path):
+    """As one that knows none of the settings does; nothing was ever answered."""
+    client = generator(server.url, tmp_path / "store.jsonl", concurrency=1)
+
+    with pytest.raises(RunError, match=r"20 requests in a row without one, the last: .*too many tokens"):
+        list(client.complete(prompt(str(n), f"refuse 9 curtain-{n}") for n in range(500)))
+    assert len(asked(server, "curtain")) == 20
+
+
+def test_what_is_in_flight_when_a_run_ends_with_an_error_is_stored(tmp_path):
+    """Two requests are on their way when the third prompt cannot be made: their answers are not paid for twice."""
+
+    def prompts():
+        yield prompt("a", "ok apron")
+        yield prompt("b", "ok bib")
+        raise InputError("no such pair")
+
+    path = tmp_path / "store.jsonl"
+    with LlmServer(tmp_path, delay_s=0.2) as server:
+        client = generator(server.url, path, concurrency=3)
+        with pytest.raises(InputError, match="no such pair"):
+            texts(client.complete(prompts()))
+    again = generator(server.url, path)
+
+    assert set(texts(again.complete([prompt("a", "ok apron"), prompt("b", "ok bib")]))) == {("a", 0), ("b", 0)}
+    assert (again.ledger.requests, again.ledger.stored) == (0, 2)
+
+
+def test_another_policy_under_the_same_name_gives_answers_of_its_own(server, tmp_path):
+    """A server's name stays when what it serves was trained again; the answers of the first are kept beside."""
+    path = tmp_path / "store.jsonl"
+    ledgers = []
+    for identity in ("sft@1", "sft@2", "sft@1"):
+        client = generator(server.url, path, identity=identity)
+        list(client.complete([prompt("a", "ok glove")]))
+        assert identity in client.name
+        ledgers.append((client.ledger.requests, client.ledger.stored))
+
+    assert ledgers == [(1, 0), (1, 0), (0, 1)]
+
+
+def test_answers_in_other_files_are_found_and_not_paid_again(tmp_path):
+    """Another shard's file, with a line that is still being written, and a file that is not there."""
+    other, own = tmp_path / "other.jsonl", tmp_path / "own.jsonl"
+    with LlmServer(tmp_path) as server:
+        first = texts(generator(server.url, other).complete(prompt(str(n), f"ok vest-{n}") for n in range(3)))
+        with other.open("ab") as file:
+            file.write(b'{"key": "00')
+        before = other.read_bytes()
+        client = generator(server.url, own, known=(other, own, tmp_path / "none.jsonl"))
+        list(client.complete([prompt("0", "ok vest-0")]))
+        found = texts(client.complete(prompt(str(n), f"ok vest-{n}") for n in range(4)))
+
+    assert {place: found[place] for place in first} == first
+    assert (client.ledger.stored, client.ledger.answers) == (4, 1)
+    assert other.read_bytes() == before
+    assert own.read_text().count("\n") == 1
 
 
 CLIENT = """

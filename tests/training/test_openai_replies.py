@@ -114,6 +114,25 @@ def test_an_answer_without_a_label_has_no_label_log_probabilities():
     assert label_logprobs([], ESCI) is None
 
 
+def test_where_the_label_comes_first_a_rationale_that_names_one_decides_nothing():
+    """The answer is S; its rationale speaks of a private label, and an I follows."""
+    parts = ["label: ", "S", "\nno private label. ", "I", " see"]
+    content = [(part, {"E": 0.3, "S": 0.7} if n == 1 else {"I": 0.9} if n == 3 else {}) for n, part in enumerate(parts)]
+    made = [
+        TokenLogprob.model_validate(
+            {
+                "token": part,
+                "logprob": -0.1,
+                "top_logprobs": [{"token": name, "logprob": math.log(p)} for name, p in rivals.items()],
+            }
+        )
+        for part, rivals in content
+    ]
+
+    assert label_logprobs(made, ESCI, first=True) == pytest.approx({"E": math.log(0.3), "S": math.log(0.7)})
+    assert label_logprobs(made, ESCI) == pytest.approx({"I": math.log(0.9)})
+
+
 def answer(number, text="t"):
     """Give a stored answer."""
     return StoredAnswer(

@@ -1,5 +1,6 @@
 """Preferences: which answers are set against which, and the stage that draws, matches, caps and counts them."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pair
 from training.rationale_rows import Evidence
 from training.recipe import DataRecipe, Recipe
 from training.runs import DONE, Run
-from training.teacher.parts import split_parts
+from training.teacher.parts import asked_pairs, split_parts
 from training.teacher.preference_rows import Preference, read_preferences
 from training.teacher.preferences import (
     Builder,
@@ -247,7 +248,7 @@ def test_the_stage_asks_the_sft_policy_about_reserved_pairs_only(random_policy, 
     build_preferences(run)
     reserved = [one.pair.pair_id for one in split_parts(run).reserved]
     assert 0 < len(reserved) < len(pairs)
-    samples = list(read_samples(tmp_path / "preferences" / "samples.jsonl"))
+    samples = list(read_samples(tmp_path / "preference_answers" / "samples.jsonl"))
     assert [s.pair_id for s in samples[::6]] == reserved
     assert {s.generator.partition(":")[0] for s in samples} == {"local"}
     report = json.loads((tmp_path / "preferences" / "report.json").read_text())
@@ -257,24 +258,61 @@ def test_the_stage_asks_the_sft_policy_about_reserved_pairs_only(random_policy, 
     assert (tmp_path / "preferences" / DONE).is_file()
 
 
-def test_answers_on_file_are_not_asked_for_again(random_policy, tmp_path):
-    """A run killed after its last answer: without the model's weights the rest of the stage still runs."""
+def changed(run, **preferences):
+    """Give the run with other settings of its preferences."""
+    teacher = run.recipe.teacher
+    recipe = teacher.preferences.model_copy(update=preferences)
+    teacher = teacher.model_copy(update={"preferences": recipe})
+    return Run(run.recipe.model_copy(update={"teacher": teacher}), run.path)
+
+
+def test_other_rules_of_choosing_ask_nothing_again(random_policy, tmp_path):
+    """Answers written by hand stay what is chosen from, cap after cap; a killed choice gives the same bytes."""
     pairs = kettles(["E", "S", "C", "I"] * 4)
     run = finished_run(tmp_path, random_policy, pairs)
     build_preferences(run)
-    folder = tmp_path / "preferences"
+    answers, chosen = tmp_path / "preference_answers" / "samples.jsonl", tmp_path / "preferences"
     reserved = split_parts(run).reserved
     drawn = [s for one in reserved for s in answers_of(one, {"user": [one.label] * 2, "rule": ["I", "E"]})]
-    (folder / "samples.jsonl").write_text("".join(sample_line(s) for s in drawn))
-    (folder / DONE).unlink()
-    (tmp_path / "sft" / "policy" / "model.safetensors").unlink()
-    build_preferences(run)
-    rows = list(read_preferences(folder / "preferences.jsonl"))
+    answers.write_text("".join(sample_line(s) for s in drawn))
+    for most in (3, None):
+        build_preferences(changed(run, max_pairs=most, max_jaccard=0.95))
+        rows = list(read_preferences(chosen / "preferences.jsonl"))
+        assert len(rows) == (most or len(reserved))
     assert [row.pair_id for row in rows] == [one.pair.pair_id for one in reserved]
-    written = (folder / "preferences.jsonl").read_bytes()
-    (folder / DONE).unlink()
+    written = (chosen / "preferences.jsonl").read_bytes()
+    (chosen / DONE).unlink()
+    build_preferences(changed(run, max_jaccard=0.95))
+    assert (chosen / "preferences.jsonl").read_bytes() == written
+    assert len(answers.read_text().splitlines()) == len(drawn)
+
+
+def test_a_cap_on_asked_pairs_takes_whole_queries_before_anything_is_asked(random_policy, tmp_path):
+    """Four items a query: a cap of seven pairs leaves one reserved query, and the report counts only its four."""
+    pairs = [
+        LabelledPair(Pair(Query(f"kettle {q}", f"q{q}", "us"), Item(f"Kettle {q}", f"{q}-{i}")), "ESCI"[i])
+        for q in range(12)
+        for i in range(4)
+    ]
+    run = changed(finished_run(tmp_path, random_policy, pairs), asked_pairs=7)
     build_preferences(run)
-    assert (folder / "preferences.jsonl").read_bytes() == written
+    asked = {s.pair_id for s in read_samples(tmp_path / "preference_answers" / "samples.jsonl")}
+    reserved = [one.pair for one in split_parts(run).reserved]
+    assert len(asked) == 4 < len(reserved)
+    assert len({pair.query.id for pair in reserved if pair.pair_id in asked}) == 1
+    assert json.loads((tmp_path / "preferences" / "report.json").read_text())["pairs"] == 4
+    with pytest.raises(RunError, match="'asked_pairs': 3"):
+        build_preferences(changed(run, asked_pairs=3))
+
+
+def test_exact_only_sources_are_neither_fitted_nor_asked_about(random_policy, tmp_path):
+    """A source of Exact pairs alone has no wrong answer to prefer another to, and SFT would learn to say E."""
+    pairs = kettles(["E", "S", "C", "I"] * 4)
+    marked = [*pairs[:8], *(dataclasses.replace(one, exact_only=True) for one in pairs[8:])]
+    run = finished_run(tmp_path, random_policy, marked)
+    parts = split_parts(run)
+    assert {one.pair.pair_id for one in (*parts.fit, *parts.reserved)} == {one.pair.pair_id for one in pairs[:8]}
+    assert [one.pair.pair_id for one in asked_pairs(run)] == [one.pair.pair_id for one in parts.fit]
 
 
 def test_a_run_without_reserved_pairs_says_so(random_policy, tmp_path):

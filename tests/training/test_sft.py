@@ -1,10 +1,13 @@
 """Supervised fine-tuning with TRL: what is learned, in which phases, and what is refused."""
 
+import json
+
 import pytest
 import torch
 from sft_runs import OVERRIDES, finish, make_earlier, report_of, start
 
-from relevance.errors import RecipeError, RunError
+from relevance.errors import CollapseError, RecipeError, RunError
+from training.grid import teacher_job
 from training.recipe import load_recipe
 from training.runs import DONE, Run
 from training.teacher import sft
@@ -79,10 +82,12 @@ def test_the_policy_records_what_it_was_made_from(tuned):
 
 
 def test_a_finished_stage_does_nothing(tuned):
-    """The adapter's file stays as it is."""
+    """The adapter's file stays as it is, also when only what fits the training to a machine has changed."""
     weights = tuned.path / "sft" / "policy" / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     sft.fit_policy(tuned)
+    machine = ("device_batch_size=2", "save_steps=50", "gradient_checkpointing=true")
+    sft.fit_policy(start(tuned.shared, tuned.path, *(f"teacher.sft.{setting}" for setting in machine)))
 
     assert weights.stat().st_mtime_ns == before
 
@@ -163,12 +168,28 @@ def test_the_curriculum_s_phases_follow_each_other_and_a_finished_one_is_not_tra
 
 
 def test_a_loss_that_is_no_number_saves_nothing(earlier, tmp_path):
-    """A rate far too high; the stage is not finished and has no policy."""
-    run = start(earlier, tmp_path, "teacher.sft.learning_rate=1e25", "teacher.sft.save_steps=99")
-    with pytest.raises(RunError, match="expected finite losses, found nan"):
+    """A rate far too high; it stops at the first log that tells, and leaves no checkpoint to go on from."""
+    run = start(
+        earlier, tmp_path, "teacher.sft.learning_rate=1e25", "teacher.sft.epochs=50", "teacher.sft.save_steps=1"
+    )
+    with pytest.raises(CollapseError, match=r"sft: expected a finite loss, found .*nan.* at step 10;"):
         sft.fit_policy(run)
     assert not (run.path / "sft" / "policy").exists()
     assert not (run.path / "sft" / DONE).exists()
+    assert not list(run.path.rglob("checkpoint-*"))
+
+
+def test_a_comparison_counts_a_diverged_teacher_as_ended(earlier, tmp_path):
+    """Its status says so, so that no later call trains it again."""
+    run = start(earlier, tmp_path, "teacher.sft.learning_rate=1e25", "teacher.sft.epochs=50")
+    (tmp_path / "recipe.json").write_text(run.recipe.model_dump_json())
+    words = ["--out", str(tmp_path), "--shared", str(earlier), "--system", "mpcot", "--seed", "0", "--config-hash", "h"]
+    threads = torch.get_num_threads()
+    assert teacher_job.main(words) == 0
+    torch.set_num_threads(threads)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["config_hash"]) == ("diverged", "h")
+    assert "expected a finite loss" in status["error"]
 
 
 def test_quantised_training_needs_an_adapter_and_cuda(earlier, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from sft_runs import make_earlier, start
 
 from relevance.errors import RunError
 from training.recipe import load_recipe
-from training.teacher.parts import split_parts
+from training.teacher.parts import fold_of, split_parts
 from training.teacher.policy import load_policy
 from training.teacher.prompts import PromptBook
 from training.teacher.sft_rows import (
@@ -17,6 +17,7 @@ from training.teacher.sft_rows import (
     padded_rows,
     sft_rows,
     split_held_out,
+    text_rows,
 )
 
 
@@ -145,3 +146,14 @@ def test_rows_without_loss_fill_up_to_what_the_processes_share():
     assert padded[:7] == rows
     assert [row.features() for row in padded[7:]] == [{"input_ids": [0], "labels": [IGNORED]}]
     assert padded_rows(rows, 7, pad_id=0) == rows
+
+
+def test_platform_text_of_the_fold_that_is_left_out_is_not_read(earlier, tmp_path):
+    """Both folds together read every query, and neither reads one of its own fold."""
+    folds = [start(earlier, tmp_path, "teacher.folds=2", f"teacher.fold={fold}") for fold in range(2)]
+    read = [{row.completion for row in text_rows(run)} for run in folds]
+    queries = {one.pair.query.text for run in folds for one in split_parts(run).held_out}
+
+    assert {query for query in queries if query in read[0]} == {q for q in queries if fold_of(q, 2) == 1}
+    assert {query for query in queries if query in read[1]} == {q for q in queries if fold_of(q, 2) == 0}
+    assert len(text_rows(start(earlier, tmp_path))) == len(read[0] | read[1])

@@ -1,12 +1,14 @@
 """Shards and Ray give the rows of a single process."""
 
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
 from fake_teacher import FakeTeacher, KilledError, drawn
+from llm_servers import LlmServer
 from test_collect import asking, make_run
 
 from relevance.errors import InputError, RunError
@@ -129,6 +131,28 @@ def test_a_local_ray_gives_the_rows_of_one_process(tiny_pairs, tmp_path, whole, 
 
     assert whole == {name: (tmp_path / "generate" / name).read_bytes() for name in FILES}
     assert not ray.is_initialized()
+
+
+def test_what_was_paid_for_in_shards_is_not_paid_again_in_another_number_of_them(tiny_pairs, tmp_path):
+    """One of eight shards has been asked; the folder that the message names is removed, and all pairs are asked."""
+    with LlmServer(tmp_path) as server:
+        sampling = {"kind": "openai", "model": "m", "base_url": server.url, "retries": 0, "concurrency": 8}
+        run = make_run(tmp_path, tiny_pairs[:40], sampling=sampling, generate={"samples": 1})
+        answer_shard(run, Shard(1, 8))
+        with pytest.raises(
+            RunError, match=r"generate_shards: .*or remove this folder .*answers are kept in .*/answers"
+        ):
+            generate(run)
+        before = len(server.requests())
+        shutil.rmtree(tmp_path / SHARDS)
+        generate(run)
+        asked = [json.dumps(row["asked"]["messages"]) for row in server.requests()]
+    ledger = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    stored = [row["stored"] for row in ledger if "stored" in row]
+
+    assert before > 0
+    assert stored == [0, before]
+    assert len(asked) == len(set(asked)) > before
 
 
 def test_without_ray_the_option_says_what_to_install(tiny_pairs, tmp_path, monkeypatch):

@@ -143,6 +143,8 @@ def finish(out, system, seed, accuracy, config_hash="h"):
         (folder / f"judge_{phase}").mkdir(parents=True)
         write_predictions(folder / f"judge_{phase}" / "predictions.test.parquet", judged(accuracy, seed))
     status = {"state": "done", "error": None, "config_hash": config_hash, "gate": {"shipped": "sft", "gate": gate}}
+    if system != "single_user":
+        status["learned"] = {"sft_tokens": 40_000 + 1_000 * seed, "dpo_rows": 100 + seed}
     (folder / "status.json").write_text(json.dumps(status))
 
 
@@ -171,6 +173,12 @@ def test_a_folder_of_jobs_becomes_a_table(tmp_path):
     assert against_single == ["ahead", "ahead"]
     assert [row["verdict"] for row in results["differences"]["others"]] == ["not run", "not run"]
     assert table == teacher_table(results)
+    assert results["learned"] == {"mpcot": {"sft_tokens": 41_000, "dpo_rows": 101}}
+    cells = {
+        line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-2:] for line in table.splitlines() if "MPCoT" in line
+    }
+    assert cells["| MPCoT, SFT"] == ["41,000", "–"]
+    assert cells["| MPCoT, SFT+DPO"] == ["41,000", "101"]
     assert "| MPCoT, SFT | 3 | 0." in table
     assert "| SingleCoT, business rule, SFT | 0 | not run |" in table
     assert "chosen on dev pairs: SingleCoT, user intent, SFT; SingleCoT, user intent, SFT+DPO." in table

@@ -5,6 +5,7 @@ import json
 import pytest
 from constant_policy import save_constant_policy
 
+from relevance.errors import RunError
 from relevance.labels import ESCI
 from relevance.pairs import read_labelled_pairs, write_labelled_pairs
 from training.rationale_rows import read_rationales
@@ -18,7 +19,7 @@ from training.teacher.teacher_rationales import write_teacher_rationales
 pytest.importorskip("trl")
 
 
-def make_run(path, labelled):
+def make_run(path, labelled, **other):
     """Give a run of two folds whose base model calls everything Exact."""
     (path / "data").mkdir(parents=True)
     for split in ("train", "dev"):
@@ -36,6 +37,7 @@ def make_run(path, labelled):
         "preferences": {"samples": 1},
         "sft": fit,
         "dpo": fit,
+        **other,
     }
     data = {"source": "pairs", "path": "unused.jsonl"}
     rationales = {"generator": "teacher"}
@@ -88,6 +90,14 @@ def test_no_rationale_was_written_by_a_teacher_that_saw_the_pair(run):
     assert len(rows) == 150
     assert not any(row.annotator_seen_pair for row in rows)
     assert len({row.generator for row in rows}) == 2
+
+
+def test_folds_that_one_process_cannot_train_are_refused_with_the_commands(tmp_path, tiny_pairs):
+    """A server would have to serve policies before they are trained."""
+    served = make_run(tmp_path, tiny_pairs[:30], sampling={"kind": "openai", "model": "m", "max_new_tokens": 30})
+    with pytest.raises(RunError, match=r"each FOLD from 0 to 1 `relevance sft`.* --set teacher\.folds=2 .*--shared"):
+        train_folds(served)
+    assert not (tmp_path / "generate").exists()
 
 
 def test_trained_folds_are_not_trained_again(run):

@@ -20,6 +20,7 @@ from training.teacher.policy import (
     final_policy,
     load_model,
     load_policy,
+    policy_identity,
     read_record,
     rebased,
     save_policy,
@@ -227,9 +228,37 @@ def test_the_teacher_is_dpos_policy_only_where_its_gate_let_it_pass(tmp_path, sh
         final_policy(run)
     finish(tmp_path / "sft")
     if shipped is not None:
-        finish(tmp_path / "dpo", {"shipped": shipped})
+        finish(tmp_path / "dpo", {"shipped": shipped, "sft": ""})
 
     assert final_policy(run) == tmp_path / expected / "policy"
+
+
+def test_dpos_policy_of_an_older_sft_is_not_the_teacher(tmp_path):
+    """SFT was made anew with other inputs, DPO was not; a report that does not say is an old one."""
+    run = Run(load_recipe("tiny"), tmp_path)
+    finish(tmp_path / "sft")
+    finish(tmp_path / "dpo", {"shipped": "dpo", "sft": "another"})
+
+    with pytest.raises(RunError, match="run dpo again"):
+        final_policy(run)
+    finish(tmp_path / "dpo", {"shipped": "dpo"})
+    with pytest.raises(RunError, match="run dpo again"):
+        final_policy(run)
+
+
+def test_a_policy_is_known_by_what_its_folder_holds(folders, tmp_path):
+    """A copy is the same policy; other weights, another tokenizer or another base make another; a hub name stays."""
+    full, adapter = policy_identity(folders[0]), policy_identity(folders[1])
+    shutil.copytree(folders[0], tmp_path / "a" / "policy")
+    copied = policy_identity(tmp_path / "a" / "policy").partition("@")[2]
+    tokenizer = tmp_path / "a" / "policy" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+
+    assert copied == full.partition("@")[2]
+    assert policy_identity(tmp_path / "a" / "policy").partition("@")[2] != copied
+    assert adapter != full
+    assert load_policy(folders[1]).name == adapter
+    assert policy_identity("Qwen/Qwen3-14B", "main") == "Qwen/Qwen3-14B@main"
 
 
 def test_the_base_is_a_model_or_the_run_s_own_decoder(tmp_path):

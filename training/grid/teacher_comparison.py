@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def write_comparison(run: Run, folder: Path) -> None:
     Raises: RunError: if no job has finished; InputError: if two judged other pairs.
     """
     predictions, gates = _read_jobs(run, folder)
+    learned = _learned(run, folder)
     if not any(predictions.values()):
         raise RunError(f"{folder}: expected at least one finished and judged teacher, found none")
     best = {phase: best_single(gates, phase) for phase in PHASES}
@@ -78,6 +79,7 @@ def write_comparison(run: Run, folder: Path) -> None:
         "titles": titles,
         "best_single": best,
         "gates": gates,
+        "learned": learned,
         **results,
     }
     results = plain(results)
@@ -153,18 +155,29 @@ def compare_teachers(
 def teacher_table(results: Mapping[str, Any]) -> str:
     """Give the comparison in Markdown, those not run included, below the row of the commonest class.
 
+    Beside the figures stands what each teacher learned from: a teacher of three perspectives has three times the rows.
+
     Args: results: as comparison.json holds them.
     """
     titles, commonest = results["titles"], results["commonest"]
-    rows = [[f"always {commonest['title']}", "–", f"{commonest['macro_f1']:.3f}", f"{commonest['accuracy']:.3f}", "–"]]
+    always = [f"always {commonest['title']}", "–", f"{commonest['macro_f1']:.3f}", f"{commonest['accuracy']:.3f}"]
+    rows = [[*always, "–", "–", "–"]]
     for row in results["teachers"]:
         own = row["figures"]
         figures = [_with_interval(own[name]) for name in (*COMPARED, "answered")] if own else [NOT_RUN, "–", "–"]
-        rows.append([titles.get(row["name"], row["name"]), str(len(row["seeds"])), *figures])
+        system, _, phase = row["name"].rpartition("_")
+        amounts = results["learned"].get(system, {}) if own else {}
+        counts = [
+            _thousands(amounts.get("sft_tokens")),
+            _thousands(amounts.get("dpo_rows") if phase == "dpo" else None),
+        ]
+        rows.append([titles.get(row["name"], row["name"]), str(len(row["seeds"])), *figures, *counts])
     parts = [f"**{results['wording']}**"] if results["wording"] else []
     parts += [
         f"{results['n_pairs']} pairs of {results['n_queries']} queries; 95 % intervals over seeds and queries.",
-        markdown_table(["teacher", "seeds", "macro-F1", "accuracy", "answered"], rows).rstrip(),
+        markdown_table(
+            ["teacher", "seeds", "macro-F1", "accuracy", "answered", "SFT tokens", "DPO pairs"], rows
+        ).rstrip(),
     ]
     chosen = [f"{titles[f'{name}_{phase}']}" for phase, name in results["best_single"].items() if name is not None]
     if chosen:
@@ -195,31 +208,46 @@ def _read_jobs(run: Run, folder: Path) -> tuple[dict[str, dict[int, Predictions]
     A job without a gate had too few preferences to train on, so that whatever lies there of DPO is not its own.
     """
     split = run.recipe.teacher.judge.split
-    record = run.path / "teachers.json"
-    hashes = json.loads(record.read_text(encoding="utf-8")).get("config_hashes", {}) if record.is_file() else {}
     predictions: dict[str, dict[int, Predictions]] = {}
     gates: dict[str, list[Row]] = {}
     for system in teachers_of(run.recipe):
         gates[system.name] = []
         predictions |= {f"{system.name}_{phase}": {} for phase in PHASES}
-        for seed in run.recipe.grid.seeds:
-            job = folder / system.name / f"seed_{seed}"
-            status = _status(job / STATUS)
-            if status is None or status["config_hash"] != hashes.get(
-                f"{system.name}/seed_{seed}", status["config_hash"]
-            ):
-                continue
-            gate = status["gate"]["gate"]
-            if gate is not None:
-                gates[system.name].append({phase: gate[phase] for phase in PHASES})
-            for phase in PHASES if gate is not None else ("sft",):
-                path = job / f"judge_{phase}" / f"predictions.{split}.parquet"
-                if path.is_file():
-                    predictions[f"{system.name}_{phase}"][seed] = read_predictions(path)
+    for system_name, seed, job, status in _finished_jobs(run, folder):
+        gate = status["gate"]["gate"]
+        if gate is not None:
+            gates[system_name].append({phase: gate[phase] for phase in PHASES})
+        for phase in PHASES if gate is not None else ("sft",):
+            path = job / f"judge_{phase}" / f"predictions.{split}.parquet"
+            if path.is_file():
+                predictions[f"{system_name}_{phase}"][seed] = read_predictions(path)
     base = run.path / "judge_base" / f"predictions.{split}.parquet"
     if base.is_file():
         predictions[BASE] = {run.recipe.seed: read_predictions(base)}
     return predictions, gates
+
+
+def _learned(run: Run, folder: Path) -> dict[str, dict[str, float]]:
+    """Give what the teachers learned from, as means over their finished seeds; none of jobs that did not say."""
+    told: dict[str, list[dict[str, int]]] = {}
+    for name, _, _, status in _finished_jobs(run, folder):
+        if "learned" in status:
+            told.setdefault(name, []).append(status["learned"])
+    return {name: {key: float(np.mean([one[key] for one in own])) for key in own[0]} for name, own in told.items()}
+
+
+def _finished_jobs(run: Run, folder: Path) -> Iterator[tuple[str, int, Path, Row]]:
+    """Give name, seed, folder and status of the finished jobs of a run's present configuration."""
+    record = run.path / "teachers.json"
+    hashes = json.loads(record.read_text(encoding="utf-8")).get("config_hashes", {}) if record.is_file() else {}
+    for system in teachers_of(run.recipe):
+        for seed in run.recipe.grid.seeds:
+            job = folder / system.name / f"seed_{seed}"
+            status = _status(job / STATUS)
+            if status is not None and status["config_hash"] == hashes.get(
+                f"{system.name}/seed_{seed}", status["config_hash"]
+            ):
+                yield system.name, seed, job, status
 
 
 def _status(path: Path) -> Row | None:
@@ -304,3 +332,7 @@ def _with_interval(own: Mapping[str, float | None]) -> str:
 
 def _plain(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _thousands(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"

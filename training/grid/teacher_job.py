@@ -49,21 +49,22 @@ def main(argv: list[str] | None = None) -> int:
     run = Run(recipe, arguments.out, shared=arguments.shared)
     status: dict[str, Any] = {"system": arguments.system, "seed": arguments.seed, "config_hash": arguments.config_hash}
     started = time.monotonic()
-    lock = (arguments.out / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _teach(run)
-        gate = json.loads((run.require("dpo") / "report.json").read_text(encoding="utf-8"))
-        status |= {"state": "done", "error": None, "gate": gate}
-    except BlockingIOError:
-        log.error("%s: expected no other process at work here, found one", arguments.out)
-        return 1
-    except CollapseError as error:
-        status |= {"state": "diverged", "error": str(error)}
-    except RelevanceError as error:
-        status |= {"state": "failed", "error": str(error)}
-    status["seconds"] = round(time.monotonic() - started, 1)
-    write_status(arguments.out, status)
+    with (arguments.out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.error("%s: expected no other process at work here, found one", arguments.out)
+            return 1
+        try:
+            _teach(run)
+            gate = json.loads((run.require("dpo") / "report.json").read_text(encoding="utf-8"))
+            status |= {"state": "done", "error": None, "gate": gate, "learned": _learned(run, gate)}
+        except CollapseError as error:
+            status |= {"state": "diverged", "error": str(error)}
+        except RelevanceError as error:
+            status |= {"state": "failed", "error": str(error)}
+        status["seconds"] = round(time.monotonic() - started, 1)
+        write_status(arguments.out, status)
     if status["error"]:
         log.error("%s, seed %d: %s", arguments.system, arguments.seed, status["error"])
     return int(status["state"] == "failed")
@@ -77,6 +78,13 @@ def _teach(run: Run) -> None:
     judge_policy(run, policy="sft")
     if (run.path / "dpo" / "policy").is_dir():
         judge_policy(run, policy="dpo")
+
+
+def _learned(run: Run, gate: dict[str, Any]) -> dict[str, int]:
+    """Give how much a teacher learned from: tokens that SFT read, over all phases and epochs, and DPO's preferences."""
+    phases = json.loads((run.require("sft") / "report.json").read_text(encoding="utf-8"))["phases"]
+    rows = 0 if gate["training"] is None else gate["training"]["preferences"]
+    return {"sft_tokens": sum(phase["tokens_seen"] for phase in phases.values()), "dpo_rows": rows}
 
 
 if __name__ == "__main__":

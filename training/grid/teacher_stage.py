@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     """Run the comparison, or a part of it.
 
     Returns: 0 when every asked-for teacher is done or diverged, 1 when one failed.
-    Raises: RecipeError: as `teachers_of`; RunError: if a shared stage failed.
+    Raises: RecipeError: as `teachers_of`, or if a server is to answer for all teachers; RunError: if a shared stage
+        failed.
     """
     parser = argparse.ArgumentParser(prog="relevance teachers", description=__doc__)
     parser.add_argument("name", metavar="RECIPE", help="name of a shipped recipe, or a TOML file")
@@ -39,6 +40,11 @@ def main(argv: list[str]) -> int:
     common = ["--recipe", arguments.name, "--out", str(arguments.out)]
     common += [part for override in arguments.set for part in ("--set", override)]
     run = stage_arguments(common, "teachers", __doc__)
+    if run.recipe.teacher.sampling.kind == "openai":
+        raise RecipeError(
+            "teacher.sampling.kind: expected 'local' or 'programmatic', so that every teacher answers for itself, "
+            "found 'openai', which serves one model for all"
+        )
     chosen = teachers_of(run.recipe, arguments.systems)
     seeds = tuple(seed for seed in run.recipe.grid.seeds if not arguments.seeds or str(seed) in arguments.seeds)
     if len(seeds) != len(arguments.seeds or seeds):

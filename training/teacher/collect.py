@@ -4,6 +4,7 @@ This is the self-enhancing step of arXiv:2601.21611, section 3.2 (eq. 1). Files:
 good or bad; `kept.train.jsonl`, those that SFT learns from; `report.json`, what was asked, what came, what was kept.
 
 Asking and keeping are two steps: answers lie in `generate_shards/`, so that other rules of keeping ask nothing again.
+What a server answered is in `answers/` too, which no stage empties and every shard of any set looks into.
 `--shard i/n` answers one of n ranges of the pairs, in any order and on any machine that sees the run's folder; the call
 without it joins them when all are there. `--ray ADDRESS|local` spreads the same work over a Ray cluster.
 """
@@ -22,14 +23,15 @@ from relevance.errors import RunError
 from relevance.pairs import LabelledPair, Pair
 from training.runs import DONE, INPUTS, Run, hash_file, hash_json, log, stage_arguments
 from training.soft_labels import FILE
+from training.teacher.forecast import check_room, tell_requests
 from training.teacher.generator import TextGenerator
 from training.teacher.keep import KEPT, STAGE, Keeper
 from training.teacher.parts import asked_pairs
-from training.teacher.policy import base_policy, weights_hash
+from training.teacher.policy import base_policy, base_policy_identity
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples, sample_line, sample_pairs, sample_until_right, write_samples
 from training.teacher.shards import LOCAL, Ask, Shard, ask_over_ray
-from training.teacher.text_generators import ledger_figures, make_text_generator
+from training.teacher.text_generators import answers_path, make_text_generator, noted
 
 SAMPLES = "samples.train.jsonl"
 REPORT = "report.json"
@@ -37,8 +39,17 @@ SHARDS = "generate_shards"
 OPTIONS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 OPTIONS.add_argument("--shard", type=Shard.parse, metavar="i/n", help="answer only the i-th of n ranges of the pairs")
 OPTIONS.add_argument("--ray", metavar=f"ADDRESS|{LOCAL}", help="spread the work over a Ray cluster")
-ASIDE = {"base_url", "key_variable", "concurrency", "retries", "timeout_s", "prompt_price", "completion_price"}
-"""Settings of sampling that change no answer."""
+ASIDE = {
+    "base_url",
+    "key_variable",
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "prompt_price",
+    "completion_price",
+    "batch_size",
+}
+"""Settings of sampling that change no answer, but for the rounding of another batch size."""
 MakeGenerator = Callable[[Run, Path], TextGenerator]
 
 
@@ -56,10 +67,12 @@ def main(argv: list[str]) -> int:
 def base_generator(run: Run, store: Path) -> TextGenerator:
     """Give the model that a run's teacher starts from as a generator.
 
-    Args: store: file in which a server's answers are kept, so that none is paid twice.
+    Args: store: file in which a server's answers are kept, so that none is paid twice; those of other shards lie
+        beside it and are looked into.
     """
     local = run.recipe.teacher.sampling.kind == "local"
-    return make_text_generator(run, base_policy(run) if local else None, store=store)
+    known = sorted(store.parent.glob(f"{STAGE}.*{store.suffix}"))
+    return make_text_generator(run, base_policy(run) if local else None, store=store, known=known)
 
 
 def asker(run: Run, store: Path, make: MakeGenerator) -> Ask:
@@ -71,12 +84,11 @@ def asker(run: Run, store: Path, make: MakeGenerator) -> Ask:
     def ask(labelled: Sequence[LabelledPair]) -> Iterator[Sample]:
         """Ask under every perspective's prompt, and note what a server charged."""
         views, samples = recipe.perspectives, recipe.generate.samples
-        if recipe.generate.resample:
-            yield from sample_until_right(generator, book, scheme, labelled, views, samples=samples)
-        else:
-            yield from sample_pairs(generator, book, scheme, [one.pair for one in labelled], views, samples=samples)
-        if figures := ledger_figures(generator):
-            run.note(STAGE, **figures)
+        with noted(run, STAGE, generator):
+            if recipe.generate.resample:
+                yield from sample_until_right(generator, book, scheme, labelled, views, samples=samples)
+            else:
+                yield from sample_pairs(generator, book, scheme, [one.pair for one in labelled], views, samples=samples)
 
     return ask
 
@@ -116,19 +128,24 @@ def answer_shard(run: Run, shard: Shard, *, ray: str | None = None, make: MakeGe
 
     Returns: the shard's folder.
     """
+    recipe = run.recipe.teacher
     labelled = shard.of(asked_pairs(run))
     of_pair = {one.pair.pair_id: one for one in labelled}
     name = f"{SHARDS}/{shard.name}"
     with run.stage(name, {**answer_inputs(run), "shard": shard.name}, resumable=True) as folder:
         if folder is not None:
-            ready = partial(asker, run, run.path / SHARDS / f"answers.{shard.name}.jsonl", make)
+            ready = partial(asker, run, answers_path(run, f"{STAGE}.{shard.name}"), make)
 
             def ask(pairs: Sequence[Pair]) -> Iterable[Sample]:
                 """Ask here or over Ray."""
                 rest = [of_pair[pair.pair_id] for pair in pairs]
-                if ray is None or not rest:
-                    return ready()(rest) if rest else []
-                one = 1 if run.recipe.teacher.sampling.kind == "openai" else None
+                if not rest:
+                    return []
+                check_room(run, pairs)
+                tell_requests(run, STAGE, pairs, recipe.perspectives, samples=recipe.generate.samples)
+                if ray is None:
+                    return ready()(rest)
+                one = 1 if recipe.sampling.kind == "openai" else None
                 return ask_over_ray(ready, rest, ray, workers=one)
 
             written = write_samples(folder / SAMPLES, [one.pair for one in labelled], ask)
@@ -142,7 +159,7 @@ def answer_inputs(run: Run) -> dict[str, Any]:
     guesses = sorted(run.folder("annotate").glob(FILE.replace(".", ".*."))) if _programmatic(run) else []
     return {
         "policy": policy_identity(run),
-        "sampling": recipe.sampling.model_dump(mode="json", exclude=ASIDE),
+        "sampling": recipe.sampling.model_dump(mode="json", exclude={*ASIDE, "policy_model"}),
         "draw": recipe.generate.model_dump(mode="json", include={"samples", "resample", "max_pairs"}),
         "perspectives": recipe.perspectives,
         "reserved": recipe.preferences.reserved,
@@ -154,11 +171,8 @@ def answer_inputs(run: Run) -> dict[str, Any]:
 
 
 def policy_identity(run: Run) -> str:
-    """Name the base model by its weights, or by hub name and revision; "" where none of ours answers."""
-    if run.recipe.teacher.sampling.kind != "local":
-        return ""
-    base = Path(base_policy(run))
-    return weights_hash(base) if base.is_dir() else f"{base}@{run.recipe.teacher.revision}"
+    """Name the base model by its weights, or by hub name and revision; "" where no model answers."""
+    return "" if _programmatic(run) else base_policy_identity(run)
 
 
 def _programmatic(run: Run) -> bool:
@@ -190,7 +204,8 @@ def _finished_shards(run: Run, answers: dict[str, Any]) -> list[Path]:
         first = next(iter(missing.values()))
         raise RunError(
             f"{run.path / SHARDS}: expected all shards of a set, found these unfinished: {', '.join(first)}; run "
-            f"`relevance generate --shard` for them, or remove the folder to ask about all pairs in one process"
+            f"`relevance generate --shard` for them, or remove this folder to ask about all pairs in one process "
+            f"(a server's answers are kept in {answers_path(run, STAGE).parent} and not asked for again)"
         )
     return []
 

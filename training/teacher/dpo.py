@@ -10,8 +10,11 @@ plain DPO may lower both (trl issue 2382).
 
 Gate (`training.teacher.gate`): both policies answer the same dev pairs (whole queries) greedily, an answer without a
 label counts as wrong, and DPO's policy is shipped only if it wins by more than `dpo.gate_margin` of macro-F1; else the
-SFT policy stays the teacher, as it does when there are fewer than `LEAST_PREFERENCES` preferences to learn from. A loss
-that is no number stops the stage and ships nothing.
+SFT policy stays the teacher, as it does when there are fewer than `LEAST_PREFERENCES` preferences to learn from. With
+another margin or other pairs the policy that is there is judged anew. A loss that is no number ships nothing.
+
+Under `accelerate launch` the last batch of an epoch repeats some of the first rows, so that all processes have as many:
+at most one row fewer than processes × `dpo.device_batch_size`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,25 +30,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from relevance.errors import InputError, RunError
-from training.runs import DONE, Run, hash_file, log, stage_arguments
-from training.teacher.gate import decide
+from relevance.errors import CollapseError, InputError
+from training.runs import DONE, Run, hash_file, hash_json, log, stage_arguments
+from training.teacher.gate import decide, gate_inputs, pairs_of
 from training.teacher.policy import POLICY, load_model, load_policy, read_record, rebased, record_policy
 from training.teacher.preference_rows import FILE, Preference, read_preferences
-from training.teacher.trainer_settings import last_checkpoint, own_accelerator, processes, quiet, trainer_options
+from training.teacher.trainer_settings import (
+    StopOnDivergence,
+    check_finite,
+    fit_inputs,
+    last_checkpoint,
+    own_accelerator,
+    processes,
+    quiet,
+    trainer_options,
+)
 from training.teacher_recipe import DpoRecipe
 
 if TYPE_CHECKING:
     from trl import DPOTrainer
 
+STAGE = "dpo"
 REPORT = "report.json"
 LEAST_PREFERENCES = 8
 """Fewer teach nothing but themselves; the stage then ships the SFT policy and says so."""
 _CHECKPOINTS, _TRAINING, _ARGUMENTS = "checkpoints", "training.json", "training_args.bin"
 _REFERENCE = "ref"
 """The name that TRL gives its frozen copy of an adapter, and the folder that checkpoints keep it in."""
+_GATE = frozenset({"gate_pairs", "gate_margin"})
+"""Keys that decide which policy is shipped, not what is trained."""
 _FIRST_AND_LAST = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
@@ -56,33 +70,32 @@ def main(argv: list[str]) -> int:
 
 
 def optimise_policy(run: Run) -> None:
-    """Run the stage for a run, unless it has finished with the same inputs.
+    """Train for a run and decide which policy it ships, each unless that has been done with the same inputs.
 
-    Raises: RunError: if an earlier stage has not finished, there are no dev pairs, or the loss is no number.
+    Raises: RunError: if an earlier stage has not finished, or there are no dev pairs; CollapseError: if the loss is no
+        number.
     """
     sft, preferences = run.require("sft"), run.require("preferences")
     teacher = run.recipe.teacher
     inputs = {
-        "dpo": teacher.dpo.model_dump(mode="json"),
-        "sampling": teacher.sampling.model_dump(mode="json", include={"thinking", "max_new_tokens"}),
+        "dpo": fit_inputs(teacher.dpo, without=_GATE),
+        "thinking": teacher.sampling.thinking,
         "seed": run.recipe.seed,
-        "sft": json.loads((sft / DONE).read_text())["inputs"],
-        "files": {
-            FILE: hash_file(preferences / FILE),
-            "pairs.dev.parquet": hash_file(run.require("data") / "pairs.dev.parquet"),
-        },
+        "sft": _inputs_of(sft),
+        "files": {FILE: hash_file(preferences / FILE)},
     }
-    with run.stage("dpo", inputs, resumable=True) as folder:
-        if folder is None:
-            return
-        processes().wait_for_everyone()
-        rows = list(read_preferences(preferences / FILE))
-        if len(rows) >= LEAST_PREFERENCES:
-            thinking, note = teacher.sampling.thinking, partial(run.note, "dpo")
-            Optimisation(sft / POLICY, rows, teacher.dpo, thinking, run.recipe.seed, note).fit(folder)
+    rows = list(read_preferences(preferences / FILE))
+    if len(rows) >= LEAST_PREFERENCES:
+        pairs_of(run)  # so that a gate without pairs is known before the training
+    with run.stage(STAGE, inputs, resumable=True) as folder:
+        if folder is not None:
+            processes().wait_for_everyone()
+            if len(rows) >= LEAST_PREFERENCES:
+                thinking, note = teacher.sampling.thinking, partial(run.note, STAGE)
+                Optimisation(sft / POLICY, rows, teacher.dpo, thinking, run.recipe.seed, note).fit(folder)
         # The other processes have nothing left to do, and would give up waiting for a long gate.
         if processes().is_main_process:
-            _report(run, folder, sft / POLICY, len(rows))
+            _decide(run, sft, len(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +116,7 @@ class Optimisation:
     def fit(self, folder: Path) -> None:
         """Train into `folder/policy`, going on from the last checkpoint of a killed run.
 
-        Raises: InputError: if a row is longer than `max_tokens`; RunError: if the loss is no number.
+        Raises: InputError: if a row is longer than `max_tokens`; CollapseError: if the loss is no number.
         """
         if not (folder / _TRAINING).is_file():
             with own_accelerator():
@@ -115,11 +128,11 @@ class Optimisation:
     def _fit(self, folder: Path) -> None:
         checkpoints, policy = folder / _CHECKPOINTS, folder / POLICY
         trainer = self.trainer(checkpoints)
-        check_lengths(trainer.train_dataset, self.rows, self.recipe.max_tokens)
+        longest = check_lengths(trainer.train_dataset, self.rows, self.recipe.max_tokens)
         try:
             trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
-            _check_finite(trainer.model)
-        except RunError:
+            check_finite(trainer.model, STAGE)
+        except CollapseError:
             shutil.rmtree(checkpoints, ignore_errors=True)
             raise
         trainer.save_model(str(policy))
@@ -129,7 +142,7 @@ class Optimisation:
             record = read_record(self.sft)
             if record is not None:
                 record_policy(policy, rebased(record, self.sft, policy))
-            figures = json.dumps(_figures(trainer, self.rows), indent=2)
+            figures = json.dumps({**_figures(trainer, self.rows), "longest": longest}, indent=2)
             (folder / _TRAINING).write_text(figures + "\n", encoding="utf-8")
             shutil.rmtree(checkpoints, ignore_errors=True)
         processes().wait_for_everyone()
@@ -163,40 +176,19 @@ class Optimisation:
             args=config,
             train_dataset=Dataset.from_list([_dialogue(row, self.thinking) for row in self.rows]),
             processing_class=policy.tokenizer,
-            callbacks=[StopOnDivergence()],
+            callbacks=[StopOnDivergence(STAGE)],
         )
         quiet(trainer, "dpo", self.note)
         return trainer
 
 
-class StopOnDivergence(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ends the training at the first logged loss or gradient norm that is no number."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        """Look at the figures of one log.
-
-        Raises: RunError: if the loss or the norm of its gradient is nan or infinite.
-        """
-        wrong = {name: (logs or {})[name] for name in ("loss", "grad_norm") if name in (logs or {})}
-        if not all(np.isfinite(list(wrong.values()))):
-            raise RunError(
-                f"dpo: expected a finite loss, found {wrong} at step {state.global_step}; nothing is shipped: "
-                f"lower teacher.dpo.learning_rate or raise teacher.dpo.beta"
-            )
-
-
-def check_lengths(dataset: Any, rows: Sequence[Preference], most: int) -> None:  # noqa: ANN401 - TRL's dataset
+def check_lengths(dataset: Any, rows: Sequence[Preference], most: int) -> int:  # noqa: ANN401 - TRL's dataset
     """Make sure that not one row would be cut, by the very tokens that the trainer made.
 
+    Returns: tokens of the longest prompt with an answer.
     Raises: InputError: if one is longer, naming its pair and length, or its answer is not in the tokens.
     """
+    longest_of_all = 0
     if len(dataset) != len(rows):
         raise InputError(f"dpo: expected {len(rows)} tokenized preferences, found {len(dataset)}")
     for row, tokens in zip(rows, dataset, strict=True):
@@ -207,6 +199,8 @@ def check_lengths(dataset: Any, rows: Sequence[Preference], most: int) -> None: 
                 f"dpo: expected at most teacher.dpo.max_tokens = {most} tokens, found {longest} (prompt "
                 f"{len(tokens['prompt_ids'])}, answers {answers}) for pair {row.pair_id!r:.80}"
             )
+        longest_of_all = max(longest_of_all, longest)
+    return longest_of_all
 
 
 def _dialogue(row: Preference, thinking: bool) -> dict[str, Any]:
@@ -231,12 +225,6 @@ def _last_checkpoint(folder: Path) -> str | None:
     return checkpoint
 
 
-def _check_finite(model: torch.nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-            raise RunError(f"dpo: expected finite weights, found nan or infinity in {name}; nothing is shipped")
-
-
 def _figures(trainer: DPOTrainer, rows: Sequence[Preference]) -> dict[str, Any]:
     """Give what the training did: its first logged step, where both rewards are 0, and its last."""
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -246,7 +234,6 @@ def _figures(trainer: DPOTrainer, rows: Sequence[Preference]) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "processes": trainer.args.world_size,
         "trained_parameters": trained,
-        "truncated": 0,
         "tokens": {
             "chosen": round(float(np.mean([row.chosen_tokens for row in rows])), 2),
             "rejected": round(float(np.mean([row.rejected_tokens for row in rows])), 2),
@@ -256,15 +243,28 @@ def _figures(trainer: DPOTrainer, rows: Sequence[Preference]) -> dict[str, Any]:
     }
 
 
-def _report(run: Run, folder: Path, sft: Path, preferences: int) -> None:
-    """Write which policy is the teacher, and why."""
+def _decide(run: Run, sft: Path, preferences: int) -> None:
+    """Write which policy is the teacher, and why, unless that has been decided from the same inputs."""
+    folder, recipe = run.path / STAGE, run.recipe.teacher.dpo
+    inputs = hash_json([gate_inputs(run), recipe.gate_pairs, recipe.gate_margin])
+    path = folder / REPORT
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["gate_inputs"] == inputs:
+        return
     if preferences < LEAST_PREFERENCES:
         found = f"{preferences} preferences, at least {LEAST_PREFERENCES} are needed"
         report: dict[str, Any] = {"shipped": "sft", "reason": found, "gate": None, "training": None}
     else:
         training = json.loads((folder / _TRAINING).read_text(encoding="utf-8"))
-        decision = decide(run, folder, {"sft": sft, "dpo": folder / POLICY})
-        report = {**decision, "training": training}
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        report = {**decide(run, folder, {"sft": sft / POLICY, "dpo": folder / POLICY}), "training": training}
+    report |= {"sft": _inputs_of(sft), "gate_inputs": inputs}
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
     log.info("dpo: ships the %s policy: %s", report["shipped"], report["reason"])
-    run.note("dpo", shipped=report["shipped"], reason=report["reason"], gate=report["gate"])
+    run.note(STAGE, shipped=report["shipped"], reason=report["reason"], gate=report["gate"])
+
+
+def _inputs_of(sft: Path) -> str:
+    """Give the hash of what an SFT stage was made from."""
+    inputs: str = json.loads((sft / DONE).read_text(encoding="utf-8"))["inputs"]
+    return inputs

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from relevance.errors import RecipeError, RunError
 from relevance.pairs import Pair, read_pairs
 from training.recipe import Split
-from training.runs import Run, hash_file, hash_json, log, stage_arguments
+from training.runs import Run, log, stage_arguments
 from training.teacher.collect import generate
 from training.teacher.dpo import optimise_policy
 from training.teacher.parts import fold_of, split_parts
-from training.teacher.policy import final_policy, read_record, weights_hash
+from training.teacher.policy import final_policy, policy_identity
 from training.teacher.preferences import build_preferences
 from training.teacher.sft import fit_policy
+from training.teacher.text_generators import FOLD_MARK
+from training.teacher.trainer_settings import processes
 
 FOLDS = "folds"
 
@@ -33,21 +36,18 @@ class Annotator:
     seen: frozenset[str]
 
     def identity(self) -> str:
-        """Name the teacher by its weights, tokenizer and base, or a server's by its model.
+        """Name the teacher by its weights, tokenizer and base, also where a server answers for it.
 
         Raises: RunError: if the teacher has not been trained.
         """
-        sampling = self.run.recipe.teacher.sampling
-        if sampling.kind == "openai":
-            return f"{sampling.kind}:{sampling.model}"
-        folder = final_policy(self.run)
-        record = read_record(folder)
-        tokenizers = [hash_file(path) for path in sorted(folder.glob("tokenizer*.json"))]
-        return hash_json([weights_hash(folder), tokenizers, None if record is None else record.base_hash])
+        return policy_identity(final_policy(self.run))
 
 
 def fold_run(run: Run, fold: int) -> Run:
-    """Give the run of one fold's teacher: `OUT/folds/FOLD`, which takes all it does not make itself from `OUT`."""
+    """Give the run of one fold's teacher: `OUT/folds/FOLD`, which takes data and the base's answers from `OUT`.
+
+    What makes its teacher, `training.runs.OF_A_FOLD`, it never takes from there.
+    """
     teacher = run.recipe.teacher.model_copy(update={"fold": fold})
     path = run.path / FOLDS / str(fold)
     path.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,10 @@ def main(argv: list[str]) -> int:
 def train_folds(run: Run) -> None:
     """Train the teacher of every fold: `generate` once for all of them, then SFT, preferences and DPO for each.
 
-    Raises: RunError: if an earlier stage has not finished.
+    Raises: RunError: if an earlier stage has not finished, if this is one of several processes, or if a server is to
+        answer for policies that are not there yet.
     """
+    _check_alone(run)
     generate(run)
     for fold in range(run.recipe.teacher.folds):
         log.info("folds: teacher %d of %d", fold + 1, run.recipe.teacher.folds)
@@ -78,32 +80,63 @@ def train_folds(run: Run) -> None:
 def annotators(run: Run, split: Split) -> list[Annotator]:
     """Give who annotates a split's pairs: for train the teacher that left each pair out, where there is one.
 
-    Raises: RunError: if stage `data` has not finished.
+    Raises: RunError: if stage `data` has not finished, or a teacher has not been trained; RecipeError: if a server
+        serves one model for the teachers of all folds.
     """
     pairs = tuple(read_pairs(run.require("data") / f"pairs.{split}.parquet"))
     folds = run.recipe.teacher.folds
-    crossed = folds > 1 and run.recipe.teacher.sampling.kind != "openai"
-    if split == "train" and crossed:
-        return [
-            Annotator(
-                f"fold-{fold}",
-                fold_run(run, fold),
-                tuple(pair for pair in pairs if fold_of(pair.query.text, folds) == fold),
-                frozenset(),
-            )
-            for fold in range(folds)
-        ]
-    return [annotator_of(run, pairs, "all")]
+    if split != "train" or folds == 1:
+        return [annotator_of(run, pairs, "all")]
+    return [
+        _annotator(
+            _served(fold_run(run, fold)),
+            tuple(pair for pair in pairs if fold_of(pair.query.text, folds) == fold),
+            f"fold-{fold}",
+        )
+        for fold in range(folds)
+    ]
 
 
 def annotator_of(run: Run, pairs: tuple[Pair, ...], name: str) -> Annotator:
     """Give the one teacher for pairs that no fold is meant for: the run's own, or, when cross-fitting, fold 0's.
 
-    A server is taken to serve the run's own teacher where there is one.
+    Raises: RunError: if that teacher has not been trained; RecipeError: if a server serves one model for the teachers
+        of all folds.
     """
-    crossed = run.recipe.teacher.folds > 1 and run.recipe.teacher.sampling.kind != "openai"
-    own = fold_run(run, 0) if crossed else run
-    if not own.finished("sft"):
-        return Annotator(name, own, pairs, frozenset())
-    parts = split_parts(own)
-    return Annotator(name, own, pairs, frozenset(one.pair.pair_id for one in (*parts.fit, *parts.reserved)))
+    return _annotator(_served(fold_run(run, 0)) if run.recipe.teacher.folds > 1 else run, pairs, name)
+
+
+def _annotator(run: Run, pairs: tuple[Pair, ...], name: str) -> Annotator:
+    """Give a run's own teacher as an annotator; what it has seen follows from that run's parts."""
+    run.require("sft")
+    parts = split_parts(run)
+    return Annotator(name, run, pairs, frozenset(one.pair.pair_id for one in (*parts.fit, *parts.reserved)))
+
+
+def _served(run: Run) -> Run:
+    """Give a fold's run, if a server that answers for it can tell the folds' teachers apart."""
+    sampling = run.recipe.teacher.sampling
+    if sampling.kind == "openai" and FOLD_MARK not in (sampling.policy_model or ""):
+        raise RecipeError(
+            f"teacher.sampling.policy_model: expected a name with {FOLD_MARK}, one served model for the teacher of "
+            f"each of {run.recipe.teacher.folds} folds, found {sampling.policy_model!r}"
+        )
+    return run
+
+
+def _check_alone(run: Run) -> None:
+    """Refuse what trains several teachers in one process where one teacher needs several, or a server for each.
+
+    Raises: RunError: with the commands to type instead.
+    """
+    served = run.recipe.teacher.sampling.kind == "openai"
+    if processes().num_processes == 1 and not served:
+        return
+    folds = run.recipe.teacher.folds
+    found = "a server, which cannot serve policies before they are trained" if served else "several"
+    raise RunError(
+        f"folds: expected one process that trains and samples here, found {found}; run `relevance generate`, then for "
+        f"each FOLD from 0 to {folds - 1} `relevance sft`, `preferences` and `dpo` (under accelerate launch where one "
+        f"process is not enough) with --set teacher.folds={folds} --set teacher.fold=FOLD --out "
+        f"{run.path / FOLDS}/FOLD --shared {run.path}"
+    )

@@ -1,7 +1,8 @@
 """The gate of preference optimisation: which of two policies answers dev pairs better.
 
 Preference optimisation often gains nothing and sometimes harms, so its policy is shipped only where it wins on pairs
-that neither policy was trained on.
+that neither policy was trained on. Answers are kept under a name that says what was asked: another margin asks nothing
+again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from relevance.errors import RunError
 from relevance.labels import LabelScheme
 from relevance.pairs import LabelledPair, read_labelled_pairs
 from training.recipe import Recipe
-from training.runs import Run, hash_json
+from training.runs import Run, hash_file, hash_json
 from training.teacher.judge_measures import UNANSWERED, class_figures
 from training.teacher.local_generator import LocalGenerator
 from training.teacher.policy import load_policy
@@ -25,24 +26,23 @@ from training.teacher.samples import Sample, read_samples, sample_pairs, write_s
 from training.teacher.sft_rows import asked_view
 from training.words import query_unit
 
+DEV = "pairs.dev.parquet"
 _PLACES = 6
 
 
 def decide(run: Run, folder: Path, policies: Mapping[str, Path]) -> dict[str, Any]:
     """Ask policies `sft` and `dpo` about the gate's pairs and ship the better one.
 
-    Args: folder: that the answers are written to, from which a killed gate goes on.
+    Args: folder: that the answers are written to, from which a killed gate goes on; policies: always the same in it.
     Returns: `shipped` (`sft` or `dpo`), `reason` in words, and `gate` with the figures of both.
     Raises: RunError: if there are no dev pairs.
     """
     recipe, scheme = run.recipe, run.recipe.label_scheme
-    path = run.require("data") / "pairs.dev.parquet"
-    pairs = gate_pairs(read_labelled_pairs(path, scheme), recipe.teacher.dpo.gate_pairs)
-    if not pairs:
-        raise RunError(f"{path}: expected dev pairs for the gate of DPO, found none")
+    pairs = pairs_of(run)
+    asked = hash_json([gate_inputs(run), [one.pair.pair_id for one in pairs]])[:12]
     figures: dict[str, dict[str, Any]] = {}
     for name, policy in policies.items():
-        answers = folder / f"gate.{name}.jsonl"
+        answers = folder / f"gate.{name}.{asked}.jsonl"
         if not answers.is_file():
             _ask(recipe, policy, pairs, answers)
         figures[name] = figures_of(pairs, list(read_samples(answers)), scheme)
@@ -61,8 +61,35 @@ def decide(run: Run, folder: Path, policies: Mapping[str, Path]) -> dict[str, An
     }
 
 
+def gate_inputs(run: Run) -> dict[str, Any]:
+    """Give all that decides the answers of the gate but for its pairs and policies, as plain data to be hashed."""
+    teacher = run.recipe.teacher
+    return {
+        "prompt": PromptBook.load(teacher.prompt, run.recipe.label_scheme).fingerprint,
+        "view": asked_view(teacher),
+        "sampling": teacher.sampling.model_dump(mode="json", include={"thinking", "max_new_tokens"}),
+        "files": {DEV: hash_file(run.require("data") / DEV)},
+    }
+
+
+def pairs_of(run: Run) -> list[LabelledPair]:
+    """Give the dev pairs of a run's gate.
+
+    Raises: RunError: if there are none.
+    """
+    path = run.require("data") / DEV
+    pairs = gate_pairs(read_labelled_pairs(path, run.recipe.label_scheme), run.recipe.teacher.dpo.gate_pairs)
+    if not pairs:
+        raise RunError(f"{path}: expected dev pairs for the gate of DPO, found none")
+    return pairs
+
+
 def gate_pairs(labelled: Sequence[LabelledPair], most: int) -> list[LabelledPair]:
-    """Choose whole queries, the same for every run, until there are so many pairs; in the order of the file."""
+    """Choose whole queries, the same for every run, until there are so many pairs; in the order of the file.
+
+    Pairs of exact-only sources are left out, as in every other judgement.
+    """
+    labelled = [one for one in labelled if not one.exact_only]
     sizes: dict[str, int] = {}
     for one in labelled:
         sizes[one.pair.query.text] = sizes.get(one.pair.query.text, 0) + 1

@@ -10,12 +10,12 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from relevance.errors import InputError, RunError
+from relevance.errors import InputError, RecipeError, RunError
 from relevance.pairs import LabelledPair, Pair, read_labelled_pairs
 from training.evaluate import TEST_READS
 from training.predictions import write_predictions
@@ -31,16 +31,17 @@ from training.teacher.forced_labels import (
     reasoning_of,
     write_forced,
 )
+from training.teacher.forecast import tell_requests
 from training.teacher.gate import gate_pairs
 from training.teacher.generator import TextGenerator
 from training.teacher.judge_report import Judged, report_of
 from training.teacher.local_generator import LocalGenerator
-from training.teacher.policy import POLICY, base_policy, final_policy, weights_hash
+from training.teacher.policy import POLICY, base_policy, final_policy, policy_identity
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
 from training.teacher.sft_rows import asked_view
 from training.teacher.teacher_card import teacher_card
-from training.teacher.text_generators import make_text_generator
+from training.teacher.text_generators import make_text_generator, noted
 
 PolicyName = Literal["base", "sft", "dpo"]
 JudgeSplit = Literal["dev", "test"]
@@ -51,7 +52,6 @@ REPORT, CARD = "report.json", "card.md"
 _SECONDS = "seconds.jsonl"
 _FORCED = "forced.jsonl"
 _SWAPPED = "swapped.jsonl"
-Ask = Callable[[Sequence[Pair]], Iterable[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ def judge_policy(run: Run, policy: PolicyName | None = None, split: JudgeSplit |
     Args: policy: None for the one that is shipped; split: None for `teacher.judge.split`.
     Returns: the folder of report, card and predictions: judge, with _base, _sft or _dpo for a policy that was named and
         _dev for that split.
-    Raises: RunError: if the policy is not there; InputError: if the split has no pairs to judge.
+    Raises: RunError: if the policy is not there; InputError: if the split has no pairs to judge; RecipeError: if a
+        server is to answer for a policy that it does not serve.
     """
     if split is not None:
         run = _with_judge(run, {"split": split})
@@ -97,7 +98,7 @@ def judge_policy(run: Run, policy: PolicyName | None = None, split: JudgeSplit |
         "view": asked_view(teacher),
         "perspectives": teacher.perspectives,
         "prompts": book.fingerprint,
-        "policy": _identity(run, where),
+        "policy": policy_identity(where, teacher.revision),
         "seed": run.recipe.seed,
         "scheme": run.recipe.label_scheme.to_dict(),
         "files": files,
@@ -105,8 +106,8 @@ def judge_policy(run: Run, policy: PolicyName | None = None, split: JudgeSplit |
     with run.stage(name, inputs, resumable=True) as folder:
         if folder is not None:
             if section.split == "test":
-                _note_test_read(run, name, files)
-            answer_pairs(run, folder, labelled, *_generators(run, where))
+                note_test_read(run, name, files)
+            answer_pairs(run, folder, labelled, *_generators(run, None if _server_of_base(run, policy) else where))
             _write_report(run, folder, labelled, policy)
     if folder is None:
         _write_report(run, run.path / name, labelled, policy)
@@ -184,9 +185,13 @@ def _ask(asking: _Asking, part: str, pairs: Sequence[Pair]) -> None:
         views, generator = teacher.perspectives, asking.drawn
         samples = teacher.judge.samples if part == "samples" else 1
 
-    def ask(rest: Sequence[Pair]) -> Iterable[Sample]:
+    def ask(rest: Sequence[Pair]) -> Iterator[Sample]:
         """Ask about the pairs that are left."""
-        return sample_pairs(generator, asking.book, scheme, rest, views, samples=samples)
+        stage = asking.folder.name
+        if rest:
+            tell_requests(asking.run, stage, rest, views, samples=samples)
+            with noted(asking.run, stage, generator):
+                yield from sample_pairs(generator, asking.book, scheme, rest, views, samples=samples)
 
     started = time.monotonic()
     written = write_samples(asking.folder / f"{part}.jsonl", pairs, ask)
@@ -197,9 +202,12 @@ def _ask(asking: _Asking, part: str, pairs: Sequence[Pair]) -> None:
 
 
 def _generators(run: Run, where: str | Path | None) -> tuple[TextGenerator, TextGenerator]:
-    """Give who answers greedily and who draws; a local policy is loaded once for both."""
+    """Give who answers greedily and who draws; a local policy is loaded once for both.
+
+    Args: where: folder or hub name of the policy, None for the base model where a server answers for it.
+    """
     sampling = run.recipe.teacher.sampling
-    if where is not None:
+    if sampling.kind != "openai":
         sampling = sampling.model_copy(update={"kind": "local"})
     certain = sampling.model_copy(update={"temperature": 0.0})
     teacher = run.recipe.teacher.model_copy(update={"sampling": certain})
@@ -207,16 +215,24 @@ def _generators(run: Run, where: str | Path | None) -> tuple[TextGenerator, Text
     greedy = make_text_generator(asked_once, where, label_logprobs=True)
     if isinstance(greedy, LocalGenerator):
         return greedy, LocalGenerator(greedy.policy, sampling, seed=run.recipe.seed)
-    return greedy, make_text_generator(run, None)
+    return greedy, make_text_generator(run, where)
 
 
-def _policy_folder(run: Run, policy: PolicyName | None) -> str | Path | None:
-    """Give what to load, None where a server answers.
+def _server_of_base(run: Run, policy: PolicyName | None) -> bool:
+    return policy == "base" and run.recipe.teacher.sampling.kind == "openai"
+
+
+def _policy_folder(run: Run, policy: PolicyName | None) -> str | Path:
+    """Give folder or hub name of the judged policy; a server serves the base model and the shipped policy alone.
 
     The programmatic generator stands in for a base model where rationales are written; no policy comes of it.
     """
-    if run.recipe.teacher.sampling.kind == "openai":
-        return None
+    served = run.recipe.teacher.sampling.kind == "openai"
+    if served and policy in ("sft", "dpo") and final_policy(run).parent.name != policy:
+        raise RecipeError(
+            f"--policy {policy}: expected the policy that is shipped, which teacher.sampling.policy_model names, found "
+            f"that {final_policy(run).parent.name} is; judge the other one with teacher.sampling.kind=local"
+        )
     if policy is None:
         return final_policy(run)
     if policy == "base":
@@ -225,14 +241,6 @@ def _policy_folder(run: Run, policy: PolicyName | None) -> str | Path | None:
     if not folder.is_dir():
         raise RunError(f"{folder}: expected a policy to judge, found none; {policy}/report.json says why")
     return folder
-
-
-def _identity(run: Run, where: str | Path | None) -> str:
-    """Give what tells one policy from another: the weights' hash, or hub name and revision, or the server's name."""
-    teacher = run.recipe.teacher
-    if where is None:
-        return f"{teacher.sampling.base_url} {teacher.sampling.model}"
-    return weights_hash(Path(where)) if Path(where).is_dir() else f"{where}@{teacher.revision}"
 
 
 def _needs_choice(run: Run) -> bool:
@@ -280,7 +288,11 @@ def _read_seconds(path: Path) -> dict[str, tuple[int, float]]:
     return found
 
 
-def _note_test_read(run: Run, name: str, files: Mapping[JudgeSplit, str]) -> None:
+def note_test_read(run: Run, name: str, files: Mapping[JudgeSplit, str]) -> None:
+    """Append a line to a run's list of the times that test labels were read.
+
+    Args: name: of the stage; files: hashes of the splits' files.
+    """
     line: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit()}
     with (run.path / TEST_READS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line | {"stage": name, "files": dict(files)}) + "\n")

@@ -108,7 +108,10 @@ class Keeper:
         return chosen
 
     def _balanced(self, kept: list[Sample]) -> list[Sample]:
-        """Cap classes view by view, so that the cap also holds for any choice of views; whole queries go first."""
+        """Cap classes view by view, so that the cap also holds for any choice of views.
+
+        The same pairs go under every view, in an order that depends on the pair alone.
+        """
         if self._recipe.balance is None:
             return kept
         dropped: set[int] = set()

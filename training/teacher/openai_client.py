@@ -11,7 +11,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("relevance.training")
 FAILURES_IN_A_ROW = 20
-"""Requests without an answer, one after the other, that end a run: a server that is gone is not asked for ever."""
+"""Requests without an answer, one after the other, that end a run: a server that is gone is not asked for ever. A
+request that the server refused for what it holds does not count, once there is an answer to any."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_WAIT_S = 0.5, 60.0, 600.0
 _REFUSED_KEY = frozenset({"status 401", "status 403"})
+_NO_SUCH_MODEL = "status 404"
 
 
 @dataclass(slots=True)
@@ -85,19 +88,30 @@ class OpenAiGenerator:
     `complete` runs an event loop of its own between two answers: call it from plain code, not from a coroutine.
 
     Args: recipe: server, model and sampling; store: JSONL file of paid answers; scheme: whose labels answers name;
-        label_logprobs: ask for log-probabilities at the label, which not every server gives.
+        identity: of what answers under the model's name, part of every answer's key; known: other files of paid
+        answers, only read; label_logprobs: ask for log-probabilities at the label, which not every server gives;
+        answer_first: the label stands before the rationale.
     Raises: RecipeError: if the recipe names no model, or no HTTP address.
     """
 
     def __init__(
-        self, recipe: SamplingRecipe, store: Path, scheme: LabelScheme, *, label_logprobs: bool = False
+        self,
+        recipe: SamplingRecipe,
+        store: Path,
+        scheme: LabelScheme,
+        *,
+        identity: str = "",
+        known: Sequence[Path] = (),
+        label_logprobs: bool = False,
+        answer_first: bool = False,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("teacher.sampling.model: expected the server's name for the model, found none")
         if urlsplit(recipe.base_url).scheme not in ("http", "https") or not urlsplit(recipe.base_url).hostname:
             raise RecipeError(f"teacher.sampling.base_url: expected http://… or https://…, found {recipe.base_url!r}")
         self.recipe, self.scheme = recipe, scheme
-        self.store = RequestStore(store)
+        self.store = RequestStore(store, known)
+        self.identity, self.answer_first = identity, answer_first
         self.ledger = GenerationLedger()
         self.failures_in_a_row = 0
         self._parameters: dict[str, Any] = {
@@ -115,8 +129,9 @@ class OpenAiGenerator:
 
     @property
     def name(self) -> str:
-        """Model and sampling settings as the server is told them."""
-        return "openai: " + ", ".join(f"{name} {value}" for name, value in self._parameters.items())
+        """What answers, and model and sampling settings as the server is told them."""
+        told = ", ".join(f"{name} {value}" for name, value in self._parameters.items())
+        return f"openai: {self.identity}, {told}" if self.identity else f"openai: {told}"
 
     def complete(self, prompts: Iterable[Prompt], *, total: int | None = None) -> Iterator[Completion]:
         """Answer prompts from the store or the server, in the order in which answers come.
@@ -125,9 +140,10 @@ class OpenAiGenerator:
         Raises: RunError: after twenty prompts in a row without an answer, or if another process uses the store;
             InputError: if the server refuses the key.
         """
+        self.failures_in_a_row = 0
         with (
             self.store.opened(),
-            tqdm(total=total, unit="answer", desc=self.recipe.model, disable=total is None) as progress,
+            tqdm(total=total, unit="answer", desc=self.recipe.model, disable=total is None, leave=False) as progress,
             asyncio.Runner() as runner,
         ):
             flow = _Flow(self, prompts)
@@ -148,6 +164,10 @@ class OpenAiGenerator:
         """Give what a request holds besides its seed."""
         return self._parameters | {"messages": [dict(message) for message in prompt.messages], "stream": False}
 
+    def key(self, prompt: Prompt, number: int) -> str:
+        """Give what tells one answer from all others: who answers, under which name, what, how, and which sample."""
+        return hash_json({"identity": self.identity, "request": self.body(prompt), "sample": number})
+
     def headers(self) -> dict[str, str]:
         """Give the headers of a request; no Authorization without a key in the environment."""
         key = os.environ.get(self.recipe.key_variable, "").strip()
@@ -162,7 +182,7 @@ class OpenAiGenerator:
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
             finish_reason=reply.finish_reason,
-            label_logprobs=label_logprobs(reply.tokens, self.scheme),
+            label_logprobs=label_logprobs(reply.tokens, self.scheme, first=self.answer_first),
         )
         self.store.add(answer)
         ledger, recipe = self.ledger, self.recipe
@@ -180,13 +200,13 @@ class OpenAiGenerator:
         Raises: InputError: if the server refuses the key; RunError: if too many prompts in a row had none.
         """
         self.ledger.errors[failure.kind] += 1
-        self.failures_in_a_row += 1
+        self.failures_in_a_row += failure.again or failure.kind == _NO_SUCH_MODEL or not len(self.store)
         if failure.kind in _REFUSED_KEY:
             raise InputError(
                 f"{self.recipe.base_url}: expected a key in ${self.recipe.key_variable} that the server accepts: "
                 f"{failure.message}"
             )
-        if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+        if self.failures_in_a_row == FAILURES_IN_A_ROW:
             raise RunError(
                 f"{self.recipe.base_url}: expected answers, found {self.failures_in_a_row} requests in a row without "
                 f"one, the last: {failure.message}; {len(self.store)} answers are kept in {self.store.path}: run the "
@@ -195,7 +215,10 @@ class OpenAiGenerator:
 
 
 class _Flow:
-    """One call of `complete`: workers that share an iterator of jobs; the loop runs while somebody waits."""
+    """One call of `complete`: workers that share an iterator of jobs; the loop runs while somebody waits.
+
+    When one of them ends with an error, the others take no further job, but what is in flight ends and is stored.
+    """
 
     def __init__(self, generator: OpenAiGenerator, prompts: Iterable[Prompt]) -> None:
         self._generator = generator
@@ -207,6 +230,7 @@ class _Flow:
         self._ready: list[Completion] = []
         self._in_flight: dict[str, asyncio.Future[StoredAnswer | Failure]] = {}
         self._changed: asyncio.Event | None = None
+        self._ending = asyncio.Event()
         self._all: asyncio.Task[None] | None = None
 
     async def batch(self) -> list[Completion]:
@@ -243,16 +267,20 @@ class _Flow:
         ) as session:
             workers = [asyncio.create_task(self._work(session, changed)) for _ in range(recipe.concurrency)]
             try:
-                done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+                await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+                self._ending.set()
+                await asyncio.wait(workers)
             finally:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-        for worker in done:
-            worker.result()
+        for worker in workers:
+            if not worker.cancelled():
+                worker.result()
 
     async def _work(self, session: aiohttp.ClientSession, changed: asyncio.Event) -> None:
-        for prompt, number in self._jobs:
+        while not self._ending.is_set() and (job := next(self._jobs, None)) is not None:
+            prompt, number = job
             found = await self._answer(session, prompt, number)
             if isinstance(found, Failure):
                 self._ready.append(failed(prompt.key, number, f"{found.kind}: {found.message}"))
@@ -263,8 +291,7 @@ class _Flow:
 
     async def _answer(self, session: aiohttp.ClientSession, prompt: Prompt, number: int) -> StoredAnswer | Failure:
         generator = self._generator
-        body = generator.body(prompt)
-        key = hash_json({"request": body, "sample": number})
+        key = generator.key(prompt, number)
         stored = generator.store.get(key)
         if stored is not None:
             generator.ledger.stored += 1
@@ -274,11 +301,13 @@ class _Flow:
             return await asyncio.shield(self._in_flight[key])
         future = self._in_flight[key] = asyncio.get_running_loop().create_future()
         try:
-            found = await _Attempts(generator, session, body | {"seed": int(key[:7], 16)}).run()
+            body = generator.body(prompt) | {"seed": int(key[:7], 16)}
+            found = await _Attempts(generator, session, body, self._ending).run()
             result = found if isinstance(found, Failure) else generator.keep(key, found)
             future.set_result(result)
         finally:
             del self._in_flight[key]
+            future.cancel()  # nothing where there is a result; else nobody may wait for one
         if isinstance(result, Failure):
             generator.give_up(result)
         else:
@@ -288,17 +317,19 @@ class _Flow:
 
 @dataclass(frozen=True, slots=True)
 class _Attempts:
-    """One request, tried again as the recipe allows."""
+    """One request, tried again as the recipe allows, and once more at once when `ending` is set."""
 
     generator: OpenAiGenerator
     session: aiohttp.ClientSession
     body: dict[str, Any]
+    ending: asyncio.Event
 
     async def run(self) -> Reply | Failure:
         import tenacity
 
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self.generator.recipe.retries + 1),
+            stop=self._over,
+            sleep=self._pause,
             wait=_waiting(),
             retry=tenacity.retry_if_result(lambda found: isinstance(found, Failure) and found.again),
             before_sleep=self._count,
@@ -322,6 +353,13 @@ class _Attempts:
             return Failure("timeout", f"expected an answer within {recipe.timeout_s:g} s, found none", again=True)
         except (aiohttp.ClientError, OSError) as error:
             return Failure("connection", f"expected a connection, found {type(error).__name__}: {error}", again=True)
+
+    def _over(self, state: tenacity.RetryCallState) -> bool:
+        return self.ending.is_set() or state.attempt_number > self.generator.recipe.retries
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ending.wait(), seconds)
 
     def _count(self, state: tenacity.RetryCallState) -> None:
         self.generator.ledger.retries += 1

@@ -175,12 +175,15 @@ def seconds_asked(retry_after: str) -> float | None:
     return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def label_logprobs(tokens: Sequence[TokenLogprob], scheme: LabelScheme) -> dict[str, float] | None:
+def label_logprobs(
+    tokens: Sequence[TokenLogprob], scheme: LabelScheme, *, first: bool = False
+) -> dict[str, float] | None:
     """Give the log-probability of each class where an answer names its label.
 
     The last place where `label` is followed by a class is where the label stands. A rival token counts for a class if
     it begins that class's code or title and no other's; a class without such a token is absent.
 
+    Args: first: the label comes before the rationale, so that the first such place is meant.
     Returns: class → log-probability of its tokens there; None if the answer names no label.
     """
     if not tokens:
@@ -190,7 +193,7 @@ def label_logprobs(tokens: Sequence[TokenLogprob], scheme: LabelScheme) -> dict[
     named = list(re.finditer(rf"label\W{{1,8}}({'|'.join(map(re.escape, names))})\b", text, re.IGNORECASE))
     if not named:
         return None
-    place, start = named[-1].start(1), 0
+    place, start = named[0 if first else -1].start(1), 0
     for token in tokens:
         if place < start + len(token.token):
             break

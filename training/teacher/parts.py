@@ -1,12 +1,13 @@
 """Which labelled training pairs a teacher is fitted on, which its preferences are made of, and which it never sees.
 
-All pairs of a query fall into one part. A query's part depends on its text alone, never on the other queries.
+All pairs of a query fall into one part. A query's part depends on its text alone, never on the other queries. Pairs of
+sources that hold only Exact pairs are in none: there a query has nothing to be told apart from.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from relevance.errors import InputError, RecipeError
@@ -18,6 +19,7 @@ from training.words import normalise_query, query_unit
 _FOLD = "teacher-fold:"
 _RESERVED = "teacher-reserved:"
 _ASKED = "teacher-asked:"
+_PREFERRED = "teacher-preferred:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def split_parts(run: Run) -> Parts:
 
 
 def parts_of(labelled: Iterable[LabelledPair], recipe: TeacherRecipe) -> Parts:
-    """Split labelled pairs by query.
+    """Split labelled pairs by query, those of exact-only sources left out.
 
     Raises: RecipeError: if `teacher.fold` is none of `teacher.folds`.
     """
@@ -52,6 +54,8 @@ def parts_of(labelled: Iterable[LabelledPair], recipe: TeacherRecipe) -> Parts:
     fit, reserved, held_out = [], [], []
     for one in labelled:
         query = one.pair.query.text
+        if one.exact_only:
+            continue
         if recipe.folds > 1 and fold_of(query, recipe.folds) == recipe.fold:
             held_out.append(one)
         elif _is_reserved(query, recipe):
@@ -65,7 +69,8 @@ def asked_pairs(run: Run) -> list[LabelledPair]:
     """Give the pairs that stage `generate` asks the base model about: all that are not reserved, of any fold.
 
     The base model saw no label, so its answers serve the teachers of all folds; each takes those of its own `fit`
-    part. With `teacher.generate.max_pairs`, whole queries are drawn until no further one fits.
+    part. With `teacher.generate.max_pairs`, whole queries are drawn until no further one fits. Pairs of exact-only
+    sources are left out.
 
     Raises: RunError: if stage `data` has not finished; InputError: if two pairs have the same id, or none is left.
     """
@@ -74,27 +79,39 @@ def asked_pairs(run: Run) -> list[LabelledPair]:
     labelled = [
         one
         for one in read_labelled_pairs(path, run.recipe.label_scheme)
-        if not _is_reserved(one.pair.query.text, recipe)
+        if not one.exact_only and not _is_reserved(one.pair.query.text, recipe)
     ]
     commonest = Counter(one.pair.pair_id for one in labelled).most_common(1)
     if not commonest or commonest[0][1] > 1:
         found = f"{commonest[0][0]!r:.80} {commonest[0][1]} times" if commonest else "none that is not reserved"
         raise InputError(f"{path}: expected labelled pairs, each once, found {found}")
-    if recipe.generate.max_pairs is None:
-        return labelled
-    sizes = Counter(normalise_query(one.pair.query.text) for one in labelled)
-    drawn: set[str] = set()
-    room = recipe.generate.max_pairs
-    for query in sorted(sizes, key=lambda query: query_unit(query, _ASKED)):
-        if sizes[query] <= room:
-            drawn.add(query)
-            room -= sizes[query]
-    return [one for one in labelled if normalise_query(one.pair.query.text) in drawn]
+    return _whole_queries(labelled, recipe.generate.max_pairs, _ASKED)
+
+
+def preference_pairs(run: Run) -> list[LabelledPair]:
+    """Give the pairs that stage `preferences` asks the SFT policy about: the reserved ones, or whole queries of them.
+
+    Raises: RunError: if stage `data` has not finished; RecipeError: if `teacher.fold` is none of `teacher.folds`.
+    """
+    return _whole_queries(split_parts(run).reserved, run.recipe.teacher.preferences.asked_pairs, _PREFERRED)
 
 
 def fold_of(query: str, folds: int) -> int:
     """Give the fold of a query, from 0."""
     return int(query_unit(query, _FOLD) * folds)
+
+
+def _whole_queries(labelled: Sequence[LabelledPair], most: int | None, salt: str) -> list[LabelledPair]:
+    """Draw whole queries until no further one fits into so many pairs; in the order of the pairs, all for None."""
+    if most is None:
+        return list(labelled)
+    sizes = Counter(normalise_query(one.pair.query.text) for one in labelled)
+    drawn: set[str] = set()
+    for query in sorted(sizes, key=lambda query: query_unit(query, salt)):
+        if sizes[query] <= most:
+            drawn.add(query)
+            most -= sizes[query]
+    return [one for one in labelled if normalise_query(one.pair.query.text) in drawn]
 
 
 def _is_reserved(query: str, recipe: TeacherRecipe) -> bool:

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from relevance.errors import RecipeError, RunError
 from training.model_source import resolve_model
 from training.recipe import View
-from training.runs import Run, hash_file
+from training.runs import DONE, Run, hash_file
 
 POLICY = "policy"
 """Sub-folder of a stage that holds its policy."""
@@ -217,6 +217,26 @@ def _hash_once(path: Path, size: int, changed_ns: int) -> str:
     return hash_file(path)
 
 
+def policy_identity(where: str | Path, revision: str | None = None) -> str:
+    """Name what answers: a folder's policy by stage and hash of weights, tokenizer and base, a hub model by revision.
+
+    Raises: RunError: if the folder holds no weights.
+    """
+    folder = Path(where)
+    if not folder.is_dir():
+        return f"{where}@{revision}"
+    record = read_record(folder)
+    return _named(folder, "" if record is None or not (folder / _ADAPTER).is_file() else record.base_hash)
+
+
+def base_policy_identity(run: Run) -> str:
+    """Name the model that a run's teacher starts from.
+
+    Raises: RunError: if it is made from scratch and stage `teacher_pretrain` has not finished.
+    """
+    return policy_identity(base_policy(run), run.recipe.teacher.revision)
+
+
 def base_policy(run: Run) -> str | Path:
     """Give folder or hub name of the model that a run's teacher starts from.
 
@@ -229,13 +249,21 @@ def base_policy(run: Run) -> str | Path:
 def final_policy(run: Run) -> Path:
     """Give the folder of a run's teacher: DPO's policy where its gate let it pass, else SFT's.
 
-    Raises: RunError: if SFT has not finished.
+    Raises: RunError: if SFT has not finished, or DPO's policy was made from another SFT than the run's.
     """
+    sft = run.require("sft")
     if run.finished("dpo"):
-        report = json.loads((run.folder("dpo") / "report.json").read_text(encoding="utf-8"))
+        path = run.folder("dpo") / "report.json"
+        report = json.loads(path.read_text(encoding="utf-8"))
         if report["shipped"] == "dpo":
+            fitted = json.loads((sft / DONE).read_text(encoding="utf-8"))["inputs"]
+            if report.get("sft") != fitted:
+                raise RunError(
+                    f"{path}: expected DPO of the policy in {sft} ({fitted[:12]}), found another's "
+                    f"({str(report.get('sft'))[:12]}): run dpo again"
+                )
             return run.folder("dpo") / POLICY
-    return run.require("sft") / POLICY
+    return sft / POLICY
 
 
 def _load_adapter(folder: Path, record: PolicyRecord | None, trainable: bool) -> Policy:

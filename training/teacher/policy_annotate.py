@@ -13,11 +13,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from scipy.special import softmax
 
 from relevance.errors import RecipeError
 from relevance.labels import LabelScheme
@@ -29,6 +30,7 @@ from training.runs import Run, hash_file, log
 from training.soft_labels import FILE, SoftLabels, write_soft_labels
 from training.teacher.folds import Annotator, annotator_of, annotators
 from training.teacher.forced_labels import WHOLE, ForcedJob, LabelScorer, read_forced, reasoning_of, write_forced
+from training.teacher.judge import note_test_read
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples
 from training.teacher.sft_rows import asked_view
@@ -39,12 +41,15 @@ LABELS, RATIONALES, REPORT = "labels.jsonl", "rationales.jsonl", "report.json"
 _LEAST = 1e-9
 """Probability below which a logit falls no further."""
 
+Source = Literal["label_tokens", "votes"]
+
 
 class PolicyLabel(BaseModel):
     """What the teacher says of one pair.
 
     Args: label: the answers' commonest, among equals the more probable, None if none can be read; probabilities: of
-        the scheme's classes, None without a label; vote_share: of all answers that name the label; rationale: the
+        the scheme's classes, None without a label; source: of the probabilities, `votes` also where label tokens were
+        asked for and are not known; vote_share: of all answers that name the label; rationale: the
         shortest that concludes it, as written; problems: what the parser found wrong with all answers.
     """
 
@@ -53,6 +58,7 @@ class PolicyLabel(BaseModel):
     pair_id: str
     label: str | None
     probabilities: tuple[float, ...] | None
+    source: Source | None
     vote_share: float
     rationale: str
     evidence: tuple[Evidence, ...]
@@ -115,13 +121,14 @@ def label_pairs(annotator: Annotator, folder: Path, name: str) -> Iterator[Polic
 
 
 def conclude(
-    answers: Sequence[Sample], probability_K: NDArray[np.float64] | None, scheme: LabelScheme, *, seen: bool
+    answers: Sequence[Sample], told_K: NDArray[np.float64] | None, scheme: LabelScheme, *, seen: bool
 ) -> PolicyLabel:
     """Give what a teacher's answers about one pair come to.
 
-    Args: probability_K: None where no answer can be read.
+    Args: told_K: probabilities by label tokens; None where they are not known, or none were asked for.
     """
     votes = Counter(sample.label for sample in answers if sample.readable)
+    probability_K = vote_shares(answers, scheme) if votes and told_K is None else told_K
     label = None
     if votes and probability_K is not None:
         chances = dict(zip(scheme.classes, probability_K.tolist(), strict=True))
@@ -132,6 +139,7 @@ def conclude(
         pair_id=answers[0].pair_id,
         label=label,
         probabilities=None if probability_K is None else tuple(probability_K.tolist()),
+        source=None if probability_K is None else "votes" if told_K is None else "label_tokens",
         vote_share=round(len(backing) / len(answers), 4),
         rationale="" if chosen is None else chosen.rationale,
         evidence=() if chosen is None else chosen.evidence,
@@ -154,13 +162,13 @@ def vote_shares(answers: Iterable[Sample], scheme: LabelScheme) -> NDArray[np.fl
 def _probabilities(
     annotator: Annotator, answers: Mapping[str, list[Sample]], path: Path
 ) -> dict[str, NDArray[np.float64]]:
-    """Give the class probabilities of each pair with a readable answer, averaged over those."""
+    """Give the class probabilities by label tokens of each pair that has them, averaged over its readable answers."""
     recipe, scheme = annotator.run.recipe.teacher, annotator.run.recipe.label_scheme
     readable = {pair_id: kept for pair_id, own in answers.items() if (kept := [s for s in own if s.readable])}
     if recipe.label.probabilities == "votes":
-        return {pair_id: vote_shares(own, scheme) for pair_id, own in readable.items()}
+        return {}
     if recipe.sampling.kind == "openai":
-        return {pair_id: _from_logprobs(own, scheme) for pair_id, own in readable.items()}
+        return _from_logprobs(readable, scheme)
     generator = annotating_generator(annotator.run, greedy=True, name=path.stem)
     if not isinstance(generator, LabelScorer):
         raise RecipeError(f"{generator.name}: expected a policy of this process, which tells label tokens apart")
@@ -173,29 +181,24 @@ def _probabilities(
     rows: defaultdict[str, list[tuple[float, ...]]] = defaultdict(list)
     for row in read_forced(path):
         rows[row.pair_id].append(row.probabilities)
-    return {
-        pair_id: np.mean(rows[pair_id], axis=0) if pair_id in rows else vote_shares(own, scheme)
-        for pair_id, own in readable.items()
-    }
+    return {pair_id: np.mean(own, axis=0) for pair_id, own in rows.items()}
 
 
-def _from_logprobs(answers: Sequence[Sample], scheme: LabelScheme) -> NDArray[np.float64]:
-    """Give the softmax over the label names that a server told the log-probabilities of.
+def _from_logprobs(answers: Mapping[str, list[Sample]], scheme: LabelScheme) -> dict[str, NDArray[np.float64]]:
+    """Give the softmax over the label names that a server told the log-probabilities of, of pairs where it told any.
 
-    Raises: RecipeError: if it told none.
+    Raises: RecipeError: if it told none of any pair.
     """
-    rows = []
-    for sample in answers:
-        if sample.label_logprobs:
-            raw_K = np.array([np.exp(sample.label_logprobs.get(name, -np.inf)) for name in scheme.classes])
-            rows.append(raw_K / raw_K.sum())
-    if not rows:
+    rows: defaultdict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for pair_id, own in answers.items():
+        for told in (sample.label_logprobs for sample in own if sample.label_logprobs):
+            rows[pair_id].append(softmax([told.get(name, -np.inf) for name in scheme.classes]))
+    if answers and not rows:
         raise RecipeError(
-            f"teacher.label.probabilities: expected a server that gives logprobs, found none of "
-            f"{answers[0].pair_id!r:.80}; set it to 'votes', with teacher.label.samples above 1"
+            f"teacher.label.probabilities: expected a server that gives logprobs, found none in the answers about "
+            f"{len(answers)} pairs; set it to 'votes', with teacher.label.samples above 1"
         )
-    mean_K: NDArray[np.float64] = np.mean(rows, axis=0)
-    return mean_K
+    return {pair_id: np.mean(own, axis=0) for pair_id, own in rows.items()}
 
 
 def _write(run: Run, folder: Path, groups: Sequence[Annotator]) -> dict[str, Any]:
@@ -223,6 +226,7 @@ def _write(run: Run, folder: Path, groups: Sequence[Annotator]) -> dict[str, Any
         "unreadable": len(rows) - len(readable),
         "annotator_seen_pair": sum(row.annotator_seen_pair for row in rows),
         "labels": dict(sorted(Counter(row.label or "none" for row in rows).items())),
+        "probabilities": dict(sorted(Counter(row.source or "none" for row in rows).items())),
         "problems": dict(sorted(Counter(problem for row in rows for problem in row.problems).items())),
     }
 
@@ -243,6 +247,7 @@ def _predict_others(run: Run, folder: Path) -> dict[str, dict[str, int]]:
     """Write the teacher's predictions of dev, cal and test, which bound what its rationales may tell a probe."""
     scheme = run.recipe.label_scheme
     figures: dict[str, dict[str, int]] = {}
+    note_test_read(run, STAGE, {"test": hash_file(run.require("data") / "pairs.test.parquet")})
     for split in SPLITS[1:]:
         labelled = read_labelled_pairs(run.require("data") / f"pairs.{split}.parquet", scheme)
         rows = [row for one in annotators(run, split) for row in label_pairs(one, folder, f"{split}.{one.name}")]

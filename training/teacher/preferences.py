@@ -1,10 +1,12 @@
 """Stage `preferences`: pairs of answers, one preferred to the other, that DPO learns from (arXiv:2601.21611, eq. 4).
 
 The SFT policy answers the reserved pairs (`training.teacher.parts`), which it never saw: on pairs it was fitted on it
-is hardly ever wrong. It is asked under each perspective's prompt, `samples` times. A pair with a wrong readable answer
-is in conflict; one of its wrong answers is rejected, and a right one is chosen among all that were drawn under any
-perspective (`training.teacher.pairing` says which). Both are set under the prompt the policy is used with: the unified
-one, or the one perspective's of a single-perspective teacher. A pair without a right answer is dropped and counted.
+is hardly ever wrong. It is asked under each perspective's prompt, `samples` times; the answers are kept apart
+(`training.teacher.preference_answers`), so that other rules of choosing ask nothing again. A pair with a wrong readable
+answer is in conflict; one of its wrong answers is rejected, and a right one is chosen among all that were drawn under
+any perspective (`training.teacher.pairing` says which). Both are set under the prompt the policy is used with: the
+unified one, or the one perspective's of a single-perspective teacher. A pair without a right answer is dropped and
+counted.
 
 `teacher.preferences.same_size_as` makes a size-matched control (the paper's appendix D.1): as many preferences at most
 as the run it names, and as many answers a pair, so that one perspective is asked 15 times where three were asked 5.
@@ -16,7 +18,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,7 @@ from relevance.labels import LabelScheme
 from relevance.pairs import LabelledPair
 from training.rationale_rows import Rationale
 from training.recipe import View
-from training.runs import DONE, Run, hash_file, log, stage_arguments
-from training.teacher.collect import ASIDE
-from training.teacher.generator import TextGenerator
+from training.runs import DONE, Run, log, stage_arguments
 from training.teacher.judge_measures import pass_at_k
 from training.teacher.pairing import (
     DROPPED,
@@ -40,17 +40,17 @@ from training.teacher.pairing import (
     match_answers,
     seeded_hash,
 )
-from training.teacher.parts import split_parts
+from training.teacher.parts import preference_pairs
 from training.teacher.policy import POLICY, load_tokenizer
+from training.teacher.preference_answers import answer_inputs, ask_policy
 from training.teacher.preference_rows import FILE, Preference
 from training.teacher.prompts import PromptBook
 from training.teacher.reward import reward_answer
-from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
+from training.teacher.samples import Sample, read_samples
 from training.teacher.sft_rows import asked_view
-from training.teacher.text_generators import ledger_figures, make_text_generator
 from training.teacher_recipe import PreferencesRecipe
 
-SAMPLES, REPORT = "samples.jsonl", "report.json"
+REPORT = "report.json"
 CountTokens = Callable[[str], int]
 
 
@@ -137,22 +137,18 @@ def build_preferences(run: Run) -> None:
     Raises: RunError: if SFT has not finished, or no training pair is reserved.
     """
     teacher, recipe = run.recipe.teacher, run.recipe.teacher.preferences
-    sft = run.require("sft")
     size = None if recipe.same_size_as is None else size_of(Path(recipe.same_size_as))
+    samples = samples_per_view(recipe, size)
     inputs = {
+        "answers": answer_inputs(run, samples),
         "preferences": recipe.model_dump(mode="json"),
-        "sampling": teacher.sampling.model_dump(mode="json", exclude=ASIDE),
-        "prompt": PromptBook.load(teacher.prompt, run.recipe.label_scheme).fingerprint,
-        "perspectives": teacher.perspectives,
-        "folds": [teacher.folds, teacher.fold],
+        "view": asked_view(teacher),
+        "fields": teacher.prompt.fields,
         "size": None if size is None else asdict(size),
-        "seed": run.recipe.seed,
-        "sft": json.loads((sft / DONE).read_text())["inputs"],
-        "files": {"pairs.train.parquet": hash_file(run.require("data") / "pairs.train.parquet")},
     }
     with run.stage("preferences", inputs, resumable=True) as folder:
         if folder is not None:
-            report = _build(run, folder, sft / POLICY, size)
+            report = _build(run, folder, samples, size)
             figures = ("pairs", "answers", "dropped", "preferences")
             run.note("preferences", **{name: report[name] for name in figures})
 
@@ -177,40 +173,29 @@ def size_of(other: Path) -> Size:
     return Size(report["preferences"], report["answers_per_pair"])
 
 
-def _build(run: Run, folder: Path, policy: Path, size: Size | None) -> dict[str, Any]:
-    """Ask the policy about the reserved pairs and write preferences and report."""
-    teacher, recipe, scheme = run.recipe.teacher, run.recipe.teacher.preferences, run.recipe.label_scheme
-    reserved = split_parts(run).reserved
-    if not reserved:
-        raise RunError(
-            f"{run.path}: expected reserved training pairs, found none of {recipe.reserved:.0%} of the queries"
-        )
-    samples = samples_per_view(recipe, size)
-    book = PromptBook.load(teacher.prompt, scheme)
-    if not (folder / SAMPLES).is_file():
-        generator = _generator(run, policy)
-        write_samples(
-            folder / SAMPLES,
-            [one.pair for one in reserved],
-            lambda pairs: sample_pairs(generator, book, scheme, pairs, recipe.perspectives, samples=samples),
-        )
-        if figures := ledger_figures(generator):
-            run.note("preferences", **figures)
+def _build(run: Run, folder: Path, samples: int, size: Size | None) -> dict[str, Any]:
+    """Ask the policy about the reserved pairs, where that has not been done, and write preferences and report."""
+    teacher, scheme = run.recipe.teacher, run.recipe.label_scheme
+    pairs = preference_pairs(run)
+    if not pairs:
+        wanted = teacher.preferences.model_dump(include={"reserved", "asked_pairs"})
+        raise RunError(f"{run.path}: expected reserved training pairs in whole queries, found none of {wanted}")
+    answers = ask_policy(run, pairs, samples)
     builder = Builder(
-        recipe=recipe,
+        recipe=teacher.preferences,
         scheme=scheme,
-        book=book,
-        count_tokens=_token_counter(policy),
+        book=PromptBook.load(teacher.prompt, scheme),
+        count_tokens=_token_counter(run.require("sft") / POLICY),
         view=asked_view(teacher),
         fields=teacher.prompt.fields,
         seed=run.recipe.seed,
     )
-    rows, report = choose_preferences(builder, reserved, read_samples(folder / SAMPLES), samples, size)
+    rows, report = choose_preferences(builder, pairs, read_samples(answers), samples, size)
     partial = folder / f"{FILE}.partial"
     partial.write_text("".join(row.model_dump_json() + "\n" for row in rows), encoding="utf-8")
     os.replace(partial, folder / FILE)
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    log.info("preferences: %d of %d pairs; dropped %s", len(rows), len(reserved), report["dropped"])
+    log.info("preferences: %d of %d pairs; dropped %s", len(rows), len(pairs), report["dropped"])
     return report
 
 
@@ -341,15 +326,6 @@ def _mean_lengths(lengths: Sequence[tuple[int, int]]) -> dict[str, float | int |
 def _counts(values: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     counts = Counter(values)
     return {name: counts[name] for name in names}
-
-
-def _generator(run: Run, policy: Path) -> TextGenerator:
-    """Give what answers as the SFT policy; the programmatic generator stands in for the base model only."""
-    teacher = run.recipe.teacher
-    if teacher.sampling.kind == "programmatic":
-        local = teacher.model_copy(update={"sampling": teacher.sampling.model_copy(update={"kind": "local"})})
-        run = replace(run, recipe=run.recipe.model_copy(update={"teacher": local}))
-    return make_text_generator(run, policy)
 
 
 def _token_counter(policy: Path) -> CountTokens:

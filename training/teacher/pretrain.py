@@ -1,8 +1,9 @@
 """Stage `teacher_pretrain`: a small decoder from scratch learns the platform's language and to follow prompts.
 
 Its documents are item pages and queries of the training pairs, and prompts of one perspective with the programmatic
-annotator's rationale and guess; never a dev or test text, never a gold label. A killed run goes on from its last
-checkpoint to the very weights that it would have had. Suffixes: N windows, B windows of a batch, L tokens.
+annotator's rationale and guess; never a dev or test text, never a gold label. The teachers of all folds start from one
+base, which has read texts and annotator's rationales of the pairs that a fold leaves out. A killed run goes on from its
+last checkpoint to the very weights that it would have had. Suffixes: N windows, B windows of a batch, L tokens.
 """
 
 from __future__ import annotations

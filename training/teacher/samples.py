@@ -179,7 +179,7 @@ class _Asker:
             for job in jobs
         )
         found: dict[tuple[str, View], dict[int, Sample]] = {place: {} for place in places.values()}
-        for completion in self.generator.complete(prompts):
+        for completion in self.generator.complete(prompts, total=len(jobs) * count):
             place = places[completion.key]
             found[place][completion.sample] = _sample(completion, place, self.scheme, self.generator.name)
         expected = set(range(start, start + count))

@@ -1,15 +1,15 @@
 """Stage `sft`: the base model learns its own rationales that agreed with the label (arXiv:2601.21611, eq. 2 and 3).
 
-Every row is asked with the unified prompt, or with the one perspective of a teacher that has one. A rival teacher
-learns in several phases, each from the weights of the one before. A killed run goes on from its last checkpoint. Under
-`accelerate launch` each row is seen once an epoch, whatever the number of processes.
+Every row is asked with the unified prompt, or with the one perspective of a teacher that has one. The rows of one query
+in twenty are not learned: only their loss is measured. A rival teacher learns in several phases, each from the weights
+of the one before. A killed run goes on from its last checkpoint; a loss that is no number ends it and leaves none.
+Under `accelerate launch` each row is seen once an epoch, whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from relevance.errors import RecipeError, RunError
+from relevance.errors import CollapseError, RecipeError, RunError
 from training.runs import Run, hash_json, log, stage_arguments
 from training.teacher.decoder import n_parameters
 from training.teacher.policy import (
@@ -47,7 +47,16 @@ from training.teacher.sft_rows import (
     split_held_out,
     text_rows,
 )
-from training.teacher.trainer_settings import last_checkpoint, own_accelerator, processes, quiet, trainer_options
+from training.teacher.trainer_settings import (
+    StopOnDivergence,
+    check_finite,
+    fit_inputs,
+    last_checkpoint,
+    own_accelerator,
+    processes,
+    quiet,
+    trainer_options,
+)
 
 STAGE = "sft"
 REPORT = "report.json"
@@ -65,7 +74,7 @@ def fit_policy(run: Run) -> None:
     """Fine-tune the base model of a run on what stage `generate` kept; writes `policy` and `report.json`.
 
     Raises: RunError: if an earlier stage is missing, nothing was kept, or a row is too long; RecipeError: if the recipe
-        does not fit the machine.
+        does not fit the machine; CollapseError: if the loss is no number.
     """
     recipe = run.recipe.teacher
     base = base_policy(run)
@@ -73,7 +82,7 @@ def fit_policy(run: Run) -> None:
     tokenizer = load_tokenizer(base, revision=revision)
     phases = phases_of(run, tokenizer)
     inputs = {
-        "sft": recipe.sft.model_dump(mode="json"),
+        "sft": fit_inputs(recipe.sft),
         "lora": None if recipe.lora is None else recipe.lora.model_dump(mode="json"),
         "base": weights_hash(Path(base)) if Path(base).is_dir() else [str(base), revision],
         "thinking": recipe.sampling.thinking,
@@ -163,10 +172,14 @@ class FineTuning:
         tokens = sum(len(row.input_ids) for row in rows.learned)
         log.info("%s: %d rows, %d tokens an epoch, %d trained weights", phase.name, len(rows.learned), tokens, trained)
         started = time.monotonic()
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        try:
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+            check_finite(trainer.model, STAGE)
+        except CollapseError:
+            # A checkpoint of weights that diverge leads to the same end again.
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        if not all(map(math.isfinite, losses)):
-            raise RunError(f"sft, phase {phase.name}: expected finite losses, found {losses[-1]}; nothing is saved")
         evaluated = trainer.evaluate() if rows.held_out else {}
         trainer.save_model(str(policy))
         if self._main:
@@ -213,6 +226,7 @@ class FineTuning:
             train_dataset=Dataset.from_list([row.features() for row in learned]),
             eval_dataset=Dataset.from_list([row.features() for row in rows.held_out]) if rows.held_out else None,
             processing_class=self._tokenizer,
+            callbacks=[StopOnDivergence(STAGE)],
         )
         quiet(trainer, f"sft {phase.name}", partial(self._run.note, STAGE, phase=phase.name))
         return trainer

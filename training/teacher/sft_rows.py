@@ -14,6 +14,7 @@ from training.recipe import View
 from training.runs import Run
 from training.teacher.documents import platform_texts
 from training.teacher.keep import kept_rows
+from training.teacher.parts import fold_of
 from training.teacher.prompts import PromptBook
 from training.teacher_recipe import TeacherRecipe
 from training.words import query_unit
@@ -108,8 +109,13 @@ def sft_rows(run: Run) -> tuple[SftRow, ...]:
 
 
 def text_rows(run: Run) -> tuple[SftRow, ...]:
-    """Give the platform text of the training pairs, for CRSD's continued pre-training (arXiv:2510.11056)."""
-    pairs = read_pairs(run.require("data") / "pairs.train.parquet")
+    """Give the platform text of the training pairs, for CRSD's continued pre-training (arXiv:2510.11056).
+
+    Pairs of the fold that the teacher leaves out are not read.
+    """
+    folds, fold = run.recipe.teacher.folds, run.recipe.teacher.fold
+    every = read_pairs(run.require("data") / "pairs.train.parquet")
+    pairs = (pair for pair in every if folds == 1 or fold_of(pair.query.text, folds) != fold)
     return tuple(SftRow("", (), text) for text in platform_texts(pairs))
 
 

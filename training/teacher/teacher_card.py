@@ -121,6 +121,7 @@ def _identity(report: Report) -> str:
     rows = [
         ["generator", report["generator"]],
         ["base", base],
+        ["the base has read", _base_has_read(teacher)],
         ["method", teacher["method"]],
         ["perspectives learned from", ", ".join(teacher["perspectives"])],
         ["asked from", report["view"]],
@@ -132,6 +133,14 @@ def _identity(report: Report) -> str:
         ["probabilities", _LABEL_SOURCES[report["probabilities"]["source"]]],
     ]
     return _table(["", ""], rows)
+
+
+def _base_has_read(teacher: Report) -> str:
+    """Say what the base knows of the training pairs before any label is shown."""
+    if teacher["base"] != "scratch":
+        return "what its makers gave it, which may hold public data sets"
+    folds = ", those left out by a fold too" if teacher["folds"] > 1 else ""
+    return f"texts of all training pairs{folds}, and an annotator's rationales and guesses of them; no gold label"
 
 
 def _weights(report: Report) -> str:

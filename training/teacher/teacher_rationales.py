@@ -19,18 +19,18 @@ from training.recipe import Split, View
 from training.runs import Run, hash_file, log
 from training.teacher.collect import ASIDE
 from training.teacher.folds import Annotator, annotators
+from training.teacher.forecast import tell_requests
 from training.teacher.generator import TextGenerator
 from training.teacher.label_words import strip_verdict
 from training.teacher.policy import final_policy
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
 from training.teacher.sft_rows import asked_view
-from training.teacher.text_generators import make_text_generator
+from training.teacher.text_generators import answers_path, make_text_generator, noted
 from training.words import chunks
 
 STAGE = "rationales"
 REPORT = "report.json"
-ANSWERS = "answers"
 
 
 def write_teacher_rationales(run: Run) -> None:
@@ -89,20 +89,22 @@ def ask_pairs(annotator: Annotator, pairs: Sequence[Pair], path: Path, *, sample
     """Write a teacher's answers about pairs, under the prompt it was fitted with; a finished file is left alone."""
     recipe, scheme = annotator.run.recipe.teacher, annotator.run.recipe.label_scheme
     book = PromptBook.load(recipe.prompt, scheme)
-    view: View = asked_view(recipe)
+    views: tuple[View, ...] = (asked_view(recipe),)
+    stage = path.parent.name
 
-    def ask(rest: Sequence[Pair]) -> Iterable[Sample]:
+    def ask(rest: Sequence[Pair]) -> Iterator[Sample]:
         """Load the teacher only if there is something to ask."""
-        if not rest:
-            return []
-        generator = annotating_generator(annotator.run, greedy=greedy, name=path.stem)
-        return sample_pairs(generator, book, scheme, rest, (view,), samples=samples)
+        if rest:
+            generator = annotating_generator(annotator.run, greedy=greedy, name=f"{stage}.{path.stem}")
+            tell_requests(annotator.run, stage, rest, views, samples=samples)
+            with noted(annotator.run, stage, generator):
+                yield from sample_pairs(generator, book, scheme, rest, views, samples=samples)
 
     write_samples(path, pairs, ask)
 
 
 def annotating_generator(run: Run, *, greedy: bool, name: str) -> TextGenerator:
-    """Give a run's teacher as a generator: its own policy, unless a server answers for it.
+    """Give a run's teacher as a generator: its own policy, here or under `teacher.sampling.policy_model` on a server.
 
     Where `teacher.sampling.kind` is `programmatic`, that stood in for the base model alone.
 
@@ -117,10 +119,7 @@ def annotating_generator(run: Run, *, greedy: bool, name: str) -> TextGenerator:
         run.path,
         run.shared,
     )
-    store = run.path / ANSWERS / f"{name}.jsonl"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    folder = None if served else final_policy(run)
-    return make_text_generator(asked, folder, store=store, label_logprobs=True)
+    return make_text_generator(asked, final_policy(run), store=answers_path(run, name), label_logprobs=True)
 
 
 def _write_split(run: Run, folder: Path, split: Split, annotating: Sequence[Annotator]) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def _write_split(run: Run, folder: Path, split: Split, annotating: Sequence[Anno
     seen: set[str] = set()
     for one in annotating:
         answers |= answer_once(one, folder / f"samples.{split}.{one.name}.jsonl")
-        seen |= one.seen
+        seen |= one.seen & {pair.pair_id for pair in one.pairs}
     rows = list(_rationales(run, [answers[one.pair.pair_id] for one in labelled], seen))
     path = folder / f"{STAGE}.{split}.jsonl"
     with path.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What SFT and DPO ask of a TRL trainer: schedule, devices, checkpoints and one progress bar."""
+"""What SFT and DPO ask of a TRL trainer: schedule, devices, checkpoints, one progress bar, and an end to divergence."""
 
 from __future__ import annotations
 
@@ -6,28 +6,46 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
-from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from relevance.errors import RecipeError, RunError
+from relevance.errors import CollapseError, RecipeError, RunError
 from training.teacher_recipe import TeacherFitRecipe
 
 _STATE = "trainer_state.json"
 _MIXED = "ACCELERATE_MIXED_PRECISION"
+_ASIDE = {"device_batch_size", "gradient_checkpointing", "save_steps"}
+"""Settings of a fit that fit it to a machine: the batch of a step, and so the weights, stay the recipe's."""
 
 
 def processes() -> PartialState:
     """Give the processes of this training; on a CPU accelerate finds the others only when told that it is one."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def fit_inputs(recipe: TeacherFitRecipe, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Give what a recipe says about the weights that a fit ends with, for the inputs of its stage.
+
+    Args: without: further keys that say nothing about them.
+    """
+    return recipe.model_dump(mode="json", exclude=_ASIDE | without)
 
 
 def trainer_options(
@@ -124,6 +142,45 @@ def quiet(trainer: Trainer, name: str, note: Callable[..., None]) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_LossBar(name, note))
+
+
+class StopOnDivergence(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Ends a training at the first logged loss or gradient norm that is no number.
+
+    Args: stage: `sft` or `dpo`, for the message.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        """Look at the figures of one log.
+
+        Raises: CollapseError: if the loss or the norm of its gradient is nan or infinite.
+        """
+        found = {name: (logs or {})[name] for name in ("loss", "grad_norm") if name in (logs or {})}
+        if not all(np.isfinite(list(found.values()))):
+            raise CollapseError(
+                f"{self._stage}: expected a finite loss, found {found} at step {state.global_step}; nothing is saved: "
+                f"lower teacher.{self._stage}.learning_rate"
+            )
+
+
+def check_finite(model: torch.nn.Module, stage: str) -> None:
+    """Make sure that the trained weights are numbers: the last steps may not have been logged.
+
+    Raises: CollapseError: if some are not.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise CollapseError(f"{stage}: expected finite weights, found nan or infinity in {name}; nothing is saved")
 
 
 class _LossBar(ProgressCallback):  # type: ignore[misc]  # transformers is not typed
