@@ -33,7 +33,7 @@ RUN ln -s "$(/opt/relevance/bin/python -c 'from service.settings import DEFAULT_
         /opt/relevance/default_bundle \
     && /opt/relevance/bin/relevance verify /opt/relevance/default_bundle
 
-# Ubuntu's own Python; cuBLAS and cuDNN come with the image.
+# For CUDA: Ubuntu's own Python; cuBLAS and cuDNN come with the image.
 FROM ${CUDA_IMAGE} AS gpu-base
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -41,7 +41,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 relevance \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relevance \
-    && install --directory --owner=10001 --group=10001 /bundles /engines
+    && install --directory --owner=10001 --group=10001 /bundles
 
 FROM gpu-base AS gpu-build
 WORKDIR /src
@@ -62,7 +62,7 @@ FROM gpu-base AS gpu
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="relevance-tiers" \
-    org.opencontainers.image.description="Calibrated relevance tiers for search ads, on a GPU" \
+    org.opencontainers.image.description="Calibrated relevance tiers for search ads, on a GPU by CUDA" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
@@ -72,15 +72,13 @@ ENV PATH=/opt/relevance/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     RELEVANCE_HOST=0.0.0.0 \
     RELEVANCE_PORT=8000 \
-    RELEVANCE_PROVIDER=cuda \
-    ORT_TENSORRT_ENGINE_CACHE_ENABLE=1 \
-    ORT_TENSORRT_CACHE_PATH=/engines
+    RELEVANCE_PROVIDER=cuda
 WORKDIR /
 USER 10001:10001
-VOLUME ["/bundles", "/engines"]
+VOLUME ["/bundles"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=600s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['RELEVANCE_PORT']), timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["relevance"]
 CMD ["serve"]

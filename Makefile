@@ -30,7 +30,7 @@ pipeline: $(VENV)/all.stamp  ## pairs to a verified bundle: make pipeline RECIPE
 	$(BIN)/relevance verify $(OUT)/export/bundle
 
 dashboards: $(VENV)/all.stamp  ## rewrite Prometheus rules and Grafana dashboards from their code
-	$(BIN)/python -m k8s.monitoring $(ARGS)
+	$(BIN)/python -m k8s.monitoring
 
 golden: $(VENV)/all.stamp  ## rewrite the golden files; review them as a diff
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -k golden

@@ -29,12 +29,12 @@ from benchmarks.servers import Server
 from service.settings import DEFAULT_BUNDLE
 
 WINDOW = "10s"
-TARGET_LABELS = {"namespace": "ads", "pod": "relevance-0"}
+TARGET_LABELS = {"namespace": "ads", "pod": "relevance-0", "relevance_tiers_track": "stable"}
 """What Kubernetes' service discovery would put on each series."""
 _START_TIMEOUT_S = 60
 _TIMEOUT_S = 60
 _RANGE = re.compile(r"\[[^\]]+\]")
-_WAIT = re.compile(r"\n +for: .*")
+_WAIT = re.compile(r"\n +(?:for|interval): .*")
 _VARIABLE = re.compile(r"\$[a-z_]+")
 
 
@@ -72,7 +72,7 @@ class Prometheus:
             "rule_files": [path.name for path in rule_files],
             "scrape_configs": [
                 {
-                    "job_name": "relevance",
+                    "job_name": "relevance-tiers",
                     "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": TARGET_LABELS}],
                 }
             ],

@@ -36,6 +36,19 @@ def check_runtime(provider: Provider) -> None:
         raise SettingsError(f"provider {provider!r}: expected {_PROVIDERS[provider]} in this build, found {available}")
 
 
+def check_session(session: ort.InferenceSession, provider: Provider) -> None:
+    """Refuse a session that runs elsewhere: onnxruntime falls back to the CPU where a device or its libraries fail.
+
+    Raises: SettingsError: naming the providers found.
+    """
+    found = session.get_providers()
+    if found[:1] != [_PROVIDERS[provider]]:
+        raise SettingsError(
+            f"provider {provider!r}: expected a session on {_PROVIDERS[provider]}, found {found}; look for a missing "
+            "device, driver or library"
+        )
+
+
 class OnnxSession:
     """One graph, loaded and ready to run; `run` may be called from any thread.
 
@@ -44,7 +57,7 @@ class OnnxSession:
 
     Args: bundle: opened and verified; precision: auto takes the first that passed its gate; threads: intra-op.
     Raises: BundleError: if the precision is missing, failed its gate, or onnxruntime refuses the graph;
-        SettingsError: if the provider is not available.
+        SettingsError: if the provider is not available or the session does not run on it.
     """
 
     def __init__(
@@ -72,6 +85,7 @@ class OnnxSession:
             self._session = ort.InferenceSession(str(path), options, providers=chosen)
         except Exception as error:
             raise BundleError(f"{path}: expected a graph that onnxruntime loads: {error}") from error
+        check_session(self._session, provider)
         expected = bundle.manifest.graphs[self.precision].inputs
         found = {i.name for i in self._session.get_inputs()}
         if found != set(expected) or "logits" not in {o.name for o in self._session.get_outputs()}:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from k8s.monitoring.cause_rules import cause_groups
+from k8s.monitoring.cause_rules import cause_groups, waiting_groups
 from k8s.monitoring.dashboards import DASHBOARDS
 from k8s.monitoring.objectives import LATENCY_BOUNDS, RUNBOOK
 from k8s.monitoring.panels import dashboard_text
@@ -29,7 +29,7 @@ def monitoring_files(runbook: str = RUNBOOK) -> dict[Path, str]:
         Path("prometheusrule.yaml"): prometheus_rule("relevance-tiers", slo + causes),
     }
     for machine in LATENCY_BOUNDS:
-        groups = latency_groups(machine, runbook)
+        groups = latency_groups(machine, runbook) + waiting_groups(machine, runbook)
         files[Path(f"rules/latency-{machine}.yaml")] = rule_file(groups)
         files[Path(f"latency-{machine}/prometheusrule.yaml")] = prometheus_rule("relevance-tiers-latency", groups)
     texts = {path: _HEADER + _yaml(content) for path, content in files.items()}
@@ -58,10 +58,9 @@ def _yaml(content: object) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files."""
     parser = argparse.ArgumentParser(prog="python -m k8s.monitoring", description=__doc__)
-    parser.add_argument("--runbook", default=RUNBOOK, help="address of the runbook (default %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: beside the code)")
     arguments = parser.parse_args(argv)
-    for path, text in monitoring_files(arguments.runbook).items():
+    for path, text in monitoring_files().items():
         (arguments.out / path).parent.mkdir(parents=True, exist_ok=True)
         (arguments.out / path).write_text(text, encoding="utf-8")
     return 0

@@ -10,17 +10,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from k8s.monitoring.objectives import (
+    DEADLINES_S,
+    JOB,
     MAX_FLIP_RATIO,
     MAX_LOOP_LAG_S,
     MAX_LOW_TIER_SHIFT,
     MAX_PADDING_RATIO,
     MAX_PSI,
-    MAX_QUEUE_AGE_S,
     MAX_REDIS_ERRORS,
     MAX_SHED_RATIO,
-    MAX_WAIT_S,
+    MAX_WAIT_RATIO,
     MIN_LOCALE_PAIRS,
+    MIN_MEAN_READY,
+    MIN_REPLICAS,
     MIN_SHADOW_PAIRS,
+    MIN_UP_RATIO,
 )
 from k8s.monitoring.rule_files import Group, Rule, alert, group, record
 
@@ -29,6 +33,9 @@ LOW_TIERS = "relevance:low_tiers:ratio_rate"
 FLIPS = "relevance:shadow_flips:ratio_rate1h"
 PADDING = "relevance:padding:mean_rate30m"
 LOOP_LAG = "relevance:event_loop_lag_seconds:p99_rate5m"
+READY = "relevance:replicas_ready:mean3m"
+_UP = f'up{{job="{JOB}"}}'
+_STABLE_UP = f'up{{job="{JOB}",relevance_tiers_track!="canary"}}'
 
 
 class _Alert(NamedTuple):
@@ -45,17 +52,19 @@ _ANSWERING = (
         "RelevanceAbsent",
         "page",
         "5m",
-        "absent(relevance_ready)",
+        f"absent({_UP})\nor group by (namespace) (last_over_time({_UP}[6h])) unless group by (namespace) ({_UP})",
         "Prometheus sees no replica at all",
-        "No target has exposed relevance_ready for 5 minutes: no pod runs, or none is scraped.",
+        f"No target of job {JOB}{{{{ with $labels.namespace }}}} in namespace {{{{ . }}}}{{{{ end }}}} for 5 minutes: "
+        "no pod runs, or none is found.",
     ),
     _Alert(
         "RelevanceNoReplicaReady",
         "page",
-        "2m",
-        "sum by (namespace) (relevance_ready) < 1",
+        "1m",
+        f"{READY} < {MIN_MEAN_READY:g}",
         "No replica is ready",
-        "Every scraped replica of namespace {{ $labels.namespace }} says that it is not ready: nothing is answered.",
+        "In namespace {{ $labels.namespace }} {{ $value | humanize }} replicas were ready on average over 3 minutes: "
+        "they are not ready, do not answer, or start again and again.",
     ),
     _Alert(
         "RelevanceReplicaNotReady",
@@ -64,6 +73,24 @@ _ANSWERING = (
         "relevance_ready < 1",
         "A replica is not ready",
         "Pod {{ $labels.pod }} has not been ready for 15 minutes, longer than a start or a drain takes.",
+    ),
+    _Alert(
+        "RelevanceReplicaDown",
+        "ticket",
+        "10m",
+        f"avg_over_time({_UP}[15m]) < {MIN_UP_RATIO:g}",
+        "A replica does not answer its scrapes",
+        "Pod {{ $labels.pod }} answered {{ $value | humanizePercentage }} of the scrapes of 15 minutes: it starts "
+        "again and again, hangs, or cannot be reached.",
+    ),
+    _Alert(
+        "RelevanceReplicaMissing",
+        "ticket",
+        "15m",
+        f"sum by (namespace) (avg_over_time({_STABLE_UP}[10m])) < {MIN_REPLICAS - 0.5:g}",
+        "Fewer replicas than the autoscaler's minimum",
+        f"Namespace {{{{ $labels.namespace }}}}: {{{{ $value | humanize }}}} replicas answer, "
+        f"{MIN_REPLICAS} are the least.",
     ),
     _Alert(
         "RelevanceBatcherStuck",
@@ -100,22 +127,6 @@ _SATURATION = (
         "{{ $value | humanizePercentage }} of the requests of namespace {{ $labels.namespace }} were answered 429.",
     ),
     _Alert(
-        "RelevanceEstimatedWait",
-        "ticket",
-        "10m",
-        f"avg by (namespace) (relevance_estimated_wait_seconds) > {MAX_WAIT_S:g}",
-        "Replicas are saturated",
-        "A new request of namespace {{ $labels.namespace }} would wait {{ $value | humanizeDuration }} on average.",
-    ),
-    _Alert(
-        "RelevanceQueueAge",
-        "ticket",
-        "5m",
-        f"relevance_queue_oldest_age_seconds > {MAX_QUEUE_AGE_S:g}",
-        "Requests wait long for an engine",
-        "Pod {{ $labels.pod }}: the oldest waiting request is {{ $value | humanizeDuration }} old.",
-    ),
-    _Alert(
         "RelevanceEventLoopLag",
         "ticket",
         "10m",
@@ -145,11 +156,11 @@ _SERVED = (
         "RelevanceReplicasDiffer",
         "ticket",
         "30m",
-        "count by (namespace) (count by (namespace, bundle, precision, provider, calibration, policy)"
-        " (relevance_model_info)) > 1",
+        "count by (namespace, relevance_tiers_track) (count by (namespace, relevance_tiers_track, bundle, precision, "
+        "provider, calibration, policy) (relevance_model_info)) > 1",
         "Replicas serve different things",
-        "Namespace {{ $labels.namespace }}: {{ $value }} different pairs of bundle and policy, precisions or providers "
-        "for 30 minutes.",
+        "Namespace {{ $labels.namespace }}, track {{ $labels.relevance_tiers_track }}: {{ $value }} different pairs of "
+        "bundle and policy, precisions or providers for 30 minutes.",
     ),
     _Alert(
         "RelevanceFp32",
@@ -224,18 +235,43 @@ _SERVED = (
 
 def cause_groups(runbook: str) -> list[Group]:
     """Give the shares that alerts compare, and the alerts."""
-    alerts = [
-        alert(
-            row.name,
-            row.expr,
-            severity=row.severity,
-            texts=(row.summary, row.description),
-            runbook=runbook,
-            after=row.after,
-        )
-        for row in (*_ANSWERING, *_SATURATION, *_SERVED)
-    ]
-    return [group("relevance-causes", _shares() + alerts)]
+    rows = (*_ANSWERING, *_SATURATION, *_SERVED)
+    return [group("relevance-causes", _shares() + [_rule(row, runbook) for row in rows])]
+
+
+def waiting_groups(machine: str, runbook: str) -> list[Group]:
+    """Give the alerts on waits that are long against the default deadline of a kind of machine."""
+    most = f"{MAX_WAIT_RATIO * DEADLINES_S[machine]:g}"
+    rows = (
+        _Alert(
+            "RelevanceEstimatedWait",
+            "ticket",
+            "10m",
+            f"avg by (namespace) (relevance_estimated_wait_seconds) > {most}",
+            "Replicas are saturated",
+            "A new request of namespace {{ $labels.namespace }} would wait {{ $value | humanizeDuration }} on average.",
+        ),
+        _Alert(
+            "RelevanceQueueAge",
+            "ticket",
+            "5m",
+            f"relevance_queue_oldest_age_seconds > {most}",
+            "Requests wait long for an engine",
+            "Pod {{ $labels.pod }}: the oldest waiting request is {{ $value | humanizeDuration }} old.",
+        ),
+    )
+    return [group("relevance-waiting", [_rule(row, runbook) for row in rows])]
+
+
+def _rule(row: _Alert, runbook: str) -> Rule:
+    return alert(
+        row.name,
+        row.expr,
+        severity=row.severity,
+        texts=(row.summary, row.description),
+        runbook=runbook,
+        after=row.after,
+    )
 
 
 def _shares() -> list[Rule]:
@@ -257,7 +293,13 @@ def _shares() -> list[Rule]:
         ),
         record(
             LOOP_LAG,
-            "histogram_quantile(0.99, sum by (namespace, pod, le) (rate(relevance_event_loop_lag_seconds_bucket[5m])))",
+            "histogram_quantile(0.99, sum by (namespace, relevance_tiers_track, pod, le) "
+            "(rate(relevance_event_loop_lag_seconds_bucket[5m])))",
+        ),
+        record(
+            READY,
+            f"sum by (namespace) (sum_over_time(relevance_ready[3m]) / on (namespace, pod) count_over_time({_UP}[3m]))"
+            f" or 0 * sum by (namespace) (count_over_time({_UP}[3m]))",
         ),
     ]
     for window in ("1h", "1d"):

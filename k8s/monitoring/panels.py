@@ -13,12 +13,16 @@ from grafana_foundation_sdk.models import dashboard as model
 Unit = Literal["s", "reqps", "percentunit", "short", "bytes", "ops", "bool", "none"]
 _SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _LABELS = {
-    "namespace": "relevance_ready",
-    "pod": 'relevance_ready{namespace=~"$namespace"}',
-    "size_class": 'relevance_request_duration_seconds_count{route="/score",namespace=~"$namespace"}',
-    "locale": 'relevance_tier_total{namespace=~"$namespace"}',
+    "namespace": ("namespace", "relevance_ready"),
+    "track": ("relevance_tiers_track", 'relevance_ready{namespace=~"$namespace"}'),
+    "pod": ("pod", 'relevance_ready{namespace=~"$namespace",relevance_tiers_track=~"$track"}'),
+    "size_class": (
+        "size_class",
+        'relevance_request_duration_seconds_count{route="/score",namespace=~"$namespace"}',
+    ),
+    "locale": ("locale", 'relevance_tier_total{namespace=~"$namespace"}'),
 }
-"""The series whose label values a variable offers, by variable, which is named like its label."""
+"""The label whose values a variable offers and the series that they are read from, by variable."""
 _HEIGHT = 8
 _Panel = TypeVar("_Panel", stat.Panel, timeseries.Panel)
 
@@ -43,7 +47,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One dashboard: titled rows of charts; variables: those it has beside namespace and pod."""
+    """One dashboard: titled rows of charts; variables: those it has beside namespace, track and pod."""
 
     uid: str
     title: str
@@ -71,7 +75,7 @@ def dashboard_text(board: Board) -> str:
         .tooltip(model.DashboardCursorSync.CROSSHAIR)
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
-    for name in ("namespace", "pod", *board.variables):
+    for name in ("namespace", "track", "pod", *board.variables):
         builder = builder.with_variable(_variable(name))
     for title, charts in board.rows:
         builder = builder.with_row(dashboard.Row(title))
@@ -81,11 +85,12 @@ def dashboard_text(board: Board) -> str:
 
 
 def _variable(name: str) -> dashboard.QueryVariable:
+    label, series = _LABELS[name]
     return (
         dashboard.QueryVariable(name)
         .label(name.replace("_", " ").capitalize())
         .datasource(_SOURCE)
-        .query(f"label_values({_LABELS[name]}, {name})")
+        .query(f"label_values({series}, {label})")
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
         .multi(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 IN = 'namespace=~"$namespace"'
-POD = f'{IN},pod=~"$pod"'
+POD = f'{IN},relevance_tiers_track=~"$track",pod=~"$pod"'
 RATE = "$__rate_interval"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from k8s.monitoring.objectives import RELEASE
+
 Rule = dict[str, Any]
 Group = dict[str, Any]
 
@@ -43,9 +45,9 @@ def alert(
     }
 
 
-def group(name: str, rules: list[Rule]) -> Group:
-    """Give a group, which is evaluated in its order at the server's interval."""
-    return {"name": name, "rules": rules}
+def group(name: str, rules: list[Rule], *, interval_s: int | None = None) -> Group:
+    """Give a group, which is evaluated in its order; interval_s: how often, or as often as the server evaluates."""
+    return {"name": name, **({"interval": f"{interval_s}s"} if interval_s else {}), "rules": rules}
 
 
 def rule_file(groups: list[Group]) -> Mapping[str, Any]:
@@ -58,6 +60,6 @@ def prometheus_rule(name: str, groups: list[Group]) -> Mapping[str, Any]:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "relevance-tiers"}},
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "relevance-tiers", "release": RELEASE}},
         "spec": {"groups": groups},
     }

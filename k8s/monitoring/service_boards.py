@@ -7,8 +7,6 @@ from k8s.monitoring.objectives import (
     AVAILABILITY,
     MAX_LOOP_LAG_S,
     MAX_PADDING_RATIO,
-    MAX_QUEUE_AGE_S,
-    MAX_WAIT_S,
 )
 from k8s.monitoring.panels import Board, Chart
 from k8s.monitoring.queries import IN, POD, by_pod, quantile, quantiles, rate
@@ -117,14 +115,12 @@ GOLDEN = Board(
                     "Queued tokens over measured tokens a second: what autoscaling looks at.",
                     "s",
                     by_pod("relevance_estimated_wait_seconds"),
-                    MAX_WAIT_S,
                 ),
                 Chart(
                     "Oldest waiting request",
-                    "Age.",
+                    "Age. Tickets are opened from half of the default deadline on.",
                     "s",
                     by_pod("relevance_queue_oldest_age_seconds"),
-                    MAX_QUEUE_AGE_S,
                 ),
                 Chart(
                     "Requests in flight",

@@ -16,7 +16,7 @@ def _per_slo(slo: Objective) -> str:
 
 
 def _good(slo: Objective) -> Chart:
-    bad, events = (f'avg_over_time({name}{{{IN},slo="{slo.slo}"}}[{PERIOD}])' for name in (BAD, EVENTS))
+    bad, events = (f'sum_over_time({name}{{{IN},slo="{slo.slo}"}}[{PERIOD}])' for name in (BAD, EVENTS))
     return Chart(
         f"{slo.slo.capitalize()}, {PERIOD}",
         f"Share of good events in {PERIOD}; bad is what was {slo.bad}. Objective {slo.target:.2%}.",
@@ -29,7 +29,7 @@ def _good(slo: Objective) -> Chart:
 
 
 def _left(slo: Objective) -> Chart:
-    bad, events = (f'avg_over_time({name}{{{IN},slo="{slo.slo}"}}[{PERIOD}])' for name in (BAD, EVENTS))
+    bad, events = (f'sum_over_time({name}{{{IN},slo="{slo.slo}"}}[{PERIOD}])' for name in (BAD, EVENTS))
     return Chart(
         f"{slo.slo.capitalize()}: budget left",
         f"1 is an untouched budget of {PERIOD}, 0 a spent one, less than 0 an objective missed.",

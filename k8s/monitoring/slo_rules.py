@@ -1,9 +1,10 @@
 """Service level indicators and burn-rate alerts.
 
 Every indicator is recorded as two rates over five minutes, `relevance:slo_bad:rate5m` and
-`relevance:slo_events:rate5m`, with labels `slo` and, for latency, `size_class`. Longer windows average these, which
-weighs every event alike and costs little, whatever the window. What builds on each other is in one group, whose rules
-are evaluated in their order and at the same instant.
+`relevance:slo_events:rate5m`, with labels `slo` and, for latency, `size_class`. Longer windows add these up, which
+weighs every event alike and costs little, whatever the window; a sum knows nothing of hours before the first sample,
+so a new service has few events and not an hour full of those of its first minutes. What builds on each other is in one
+group, whose rules are evaluated in their order and at the same instant.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 from k8s.monitoring.objectives import (
     AVAILABILITY,
     BURNS,
+    EVALUATION_S,
     LATENCY,
     LATENCY_BOUNDS,
     SCORED,
-    SECONDS,
     WINDOWS,
     Burn,
     Objective,
@@ -38,14 +39,19 @@ def slo_groups(runbook: str) -> list[Group]:
 
     Requests that the client got wrong (4xx), gave up (499) or that were shed (429, an alert of its own) are no events
     of availability. Availability knows no size class: what fails before its body is read has none. Pairs shed with
-    their request, given up by their client or passed through by the kill switch are no events of `scored`.
+    their request, given up by their client or passed through by the kill switch are no events of `scored`. A status
+    that was never given has no series, so the failures start at 0 with the first answer.
     """
     served = 'relevance_requests_total{route="/score",code!~"4.."}'
     failed = 'relevance_requests_total{route="/score",code=~"5.."}'
     all_pairs = f'relevance_pairs_total{{outcome=~"scored|filtered|{UNSCORED}"}}'
     unscored = f'relevance_pairs_total{{outcome=~"{UNSCORED}"}}'
     indicators = [
-        record(BAD, f"sum by (namespace) (rate({failed}[5m]))", slo=AVAILABILITY.slo),
+        record(
+            BAD,
+            f"sum by (namespace) (rate({failed}[5m])) or 0 * sum by (namespace) (rate({served}[5m]))",
+            slo=AVAILABILITY.slo,
+        ),
         record(EVENTS, f"sum by (namespace) (rate({served}[5m]))", slo=AVAILABILITY.slo),
         record(BAD, f"sum by (namespace) (rate({unscored}[5m]))", slo=SCORED.slo),
         record(EVENTS, f"sum by (namespace) (rate({all_pairs}[5m]))", slo=SCORED.slo),
@@ -53,7 +59,7 @@ def slo_groups(runbook: str) -> list[Group]:
     objectives = (AVAILABILITY, SCORED)
     shares = _shares(f'slo=~"{"|".join(objective.slo for objective in objectives)}"')
     alerts = [rule for objective in objectives for rule in _burn_alerts(objective, runbook)]
-    return [group("relevance-slo", indicators + shares + alerts)]
+    return [group("relevance-slo", indicators + shares + alerts, interval_s=EVALUATION_S)]
 
 
 def latency_groups(machine: str, runbook: str) -> list[Group]:
@@ -68,7 +74,8 @@ def latency_groups(machine: str, runbook: str) -> list[Group]:
             record(EVENTS, total, slo=LATENCY.slo, size_class=size),
         ]
     shares = _shares(f'slo="{LATENCY.slo}"')
-    return [group("relevance-latency", indicators + shares + _burn_alerts(LATENCY, runbook))]
+    alerts = _burn_alerts(LATENCY, runbook)
+    return [group("relevance-latency", indicators + shares + alerts, interval_s=EVALUATION_S)]
 
 
 def _shares(which: str) -> list[Rule]:
@@ -77,7 +84,7 @@ def _shares(which: str) -> list[Rule]:
     return [
         record(ratio_name(now), f"{bad} / {events}"),
         *(
-            record(ratio_name(window), f"avg_over_time({bad}[{window}]) / avg_over_time({events}[{window}])")
+            record(ratio_name(window), f"sum_over_time({bad}[{window}]) / sum_over_time({events}[{window}])")
             for window in longer
         ),
     ]
@@ -93,7 +100,7 @@ def _burn_alert(objective: Objective, burn: Burn, runbook: str) -> Rule:
     expr = (
         f"{ratio_name(burn.long)}{{{slo}}} > {most}\n"
         f"and {ratio_name(burn.short)}{{{slo}}} > {most}\n"
-        f"and avg_over_time({EVENTS}{{{slo}}}[{burn.long}]) * {SECONDS[burn.long]} >= {objective.min_events}"
+        f"and sum_over_time({EVENTS}{{{slo}}}[{burn.long}]) * {EVALUATION_S} >= {objective.min_events}"
     )
     of = " of size class {{ $labels.size_class }}" if objective.slo == LATENCY.slo else ""
     what = "pairs" if objective.slo == SCORED.slo else "requests"

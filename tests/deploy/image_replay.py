@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+import pytest
 from docker.utils.build import exclude_paths
 from dockerfile_parse import DockerfileParser
 
@@ -26,6 +27,18 @@ PYTHON = Path(sys.base_prefix)
 PIP_CACHE = Path(os.environ.get("PIP_CACHE_DIR") or Path.home() / ".cache" / "pip")
 _SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SHARED_FOLDERS = ("usr", "dev", *([] if Path("/bin").is_symlink() else ["bin", "sbin", "lib", "lib64"]))
+
+
+def _can_enter() -> bool:
+    tools = all(shutil.which(tool) for tool in ("unshare", "nsenter", "setpriv", "chroot"))
+    return (
+        tools
+        and os.geteuid() == 0
+        and subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"]).returncode == 0
+    )
+
+
+needs_namespaces = pytest.mark.skipif(not _can_enter(), reason="needs root, util-linux and mount namespaces")
 
 
 @dataclass

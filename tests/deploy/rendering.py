@@ -23,6 +23,9 @@ ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 KUSTOMIZATION = "kustomization.yaml"
 OLDEST_WITH_COMPONENTS = 27
+EXAMPLES = ("examples/canary", "examples/keda", "examples/redis", "examples/shadow")
+ENTRIES = ("overlays/cpu", "overlays/cpu-claim", "overlays/gpu", *EXAMPLES)
+DELIVERY = "examples/deliver"
 Document = dict[str, Any]
 
 
@@ -98,12 +101,12 @@ def _write(folder: Path, part: Document, *, origin: Path, below: Path | None, na
 
 
 @cache
-def render(name: str) -> tuple[Document, ...]:
-    """Give the documents of a folder of k8s/, once; by way of the copy where kubectl is older than 1.27."""
+def render(name: str, tree: Path = K8S) -> tuple[Document, ...]:
+    """Give the documents of a folder of k8s/ or of a copy of it, once; converted first where kubectl is before 1.27."""
     if kubectl()[1] >= OLDEST_WITH_COMPONENTS:
-        return tuple(kustomize(K8S / name))
+        return tuple(kustomize(tree / name))
     with tempfile.TemporaryDirectory() as folder:
-        documents = kustomize(copy_for_old_kustomize(K8S, Path(folder) / "k8s") / name)
+        documents = kustomize(copy_for_old_kustomize(tree, Path(folder) / "k8s") / name)
     for document in documents:
         if document["kind"] == "PriorityClass":
             document["metadata"].pop("namespace")
@@ -120,6 +123,11 @@ def pod_specs(name: str) -> list[tuple[str, dict[str, str], Document]]:
     pods = [(d["metadata"]["name"], d) for d in of_kind(name, "Pod")]
     pods += [(d["metadata"]["name"], d["spec"]["template"]) for d in of_kind(name, "Deployment")]
     return [(found, pod["metadata"]["labels"], pod["spec"]) for found, pod in pods]
+
+
+def fits(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    """Say whether a selector chooses what has these labels."""
+    return selector.items() <= labels.items()
 
 
 def server_pods(name: str) -> list[tuple[str, dict[str, str], Document]]:

@@ -37,7 +37,7 @@ def panels(board: Board) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def labels_of() -> dict[str, set[str]]:
-    """The labels of each sample that the service exposes, the target's included, by the sample's name."""
+    """The labels of each sample that the service exposes, the target's included, by the sample's name; and of `up`."""
     telemetry = Telemetry()
     telemetry.declare_locales(["pooled"])
     telemetry.drift_psi.labels("tier", "pooled")
@@ -46,7 +46,7 @@ def labels_of() -> dict[str, set[str]]:
     for family in telemetry.registry.collect():
         for sample in family.samples:
             found.setdefault(sample.name, set(TARGET_LABELS)).update(sample.labels)
-    return found
+    return found | {"up": {"job", *TARGET_LABELS}}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -90,13 +90,13 @@ def test_panels_do_not_lie_on_each_other(board):
 
 @pytest.mark.parametrize("board", DASHBOARDS, ids=lambda board: board.uid)
 def test_the_variables_of_a_dashboard_are_those_its_queries_use(board):
-    """Data source, namespace and pod everywhere; size class and locale where something has them."""
+    """Data source, namespace, track and pod everywhere; size class and locale where something has them."""
     names = [variable["name"] for variable in dashboard(board)["templating"]["list"]]
     used = {
         name for name in ("size_class", "locale") if any(f"${name}" in q for c in board.charts for _, q in c.queries)
     }
 
-    assert names == ["datasource", "namespace", "pod", *board.variables]
+    assert names == ["datasource", "namespace", "track", "pod", *board.variables]
     assert set(board.variables) == used
 
 

@@ -1,10 +1,11 @@
-"""The pod of the CPU overlay, lived through on this machine: init container, settings, probes, hook, end; and Redis.
+"""The pod of the CPU overlay, lived through here: init container, settings, probes, kill switch, hook, end; and Redis.
 
 Commands and settings are those that `kubectl kustomize` renders; folders, ports and the hook's wait are replaced.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from rendering import ROOT, of_kind, pod_specs, server_pods, settings_of
 from service.settings import DEFAULT_BUNDLE
 
 ENTRY = "overlays/cpu"
+RUNBOOK = ROOT / "docs" / "runbook.md"
 KEY = "a-key-for-this-test-only"
 PATIENCE_S = 60
 BODY = {"query": "trail running shoes", "items": [{"id": 1, "title": "trail running shoes for women"}]}
@@ -85,6 +87,14 @@ class Pod:
         output, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output
 
+    def turn_kill_switch(self, mode: str) -> dict:
+        """Run the line of Python that the runbook has run in each pod; gives the answer."""
+        [line] = re.findall(r"-- python -c '(.+)'$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
+        assert line.count('"passthrough"') == 1
+        command = [sys.executable, "-c", line.replace("passthrough", mode)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
     def probe(self, name: str) -> int:
         """Do what the kubelet does for a probe; gives the status, 0 when nothing answers."""
         get = self.server[name]["httpGet"]
@@ -110,7 +120,7 @@ def _running(pod: Pod):
 
 
 def test_the_rendered_pod_starts_answers_drains_and_ends(tmp_path):
-    """Init container, probes, score with a key, scrape, hook: readiness goes, liveness stays; SIGTERM ends it."""
+    """Init container, probes, score with a key, scrape, kill switch; hook: readiness goes, liveness stays; SIGTERM."""
     pod = Pod(tmp_path)
     assert pod.run(pod.init["args"]) == (0, pod.environment["RELEVANCE_BUNDLE_ID"] + "\n")
 
@@ -125,6 +135,11 @@ def test_the_rendered_pod_starts_answers_drains_and_ends(tmp_path):
         scraped = monitor["spec"]["endpoints"][0]["path"]
         assert "relevance_estimated_wait_seconds" in httpx.get(admin + scraped).text
         assert httpx.get(http + scraped).status_code == 404
+
+        for mode in ("passthrough", "score"):
+            assert pod.turn_kill_switch(mode) == {"mode": mode}
+            answer = httpx.post(f"{http}/score", json=BODY, headers=headers, timeout=PATIENCE_S)
+            assert answer.json()["counts"]["scored"] == (mode == "score")
 
         hook = pod.server["lifecycle"]["preStop"]["exec"]["command"]
         assert pod.run([*hook[1:-1], "0.1"]) == (0, "")

@@ -6,19 +6,20 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from string import Template
 
 import pytest
 import yaml
 from promql_reading import RULE_FILES, RULES
 
 from k8s.monitoring.__main__ import FOLDER, main, monitoring_files
-from k8s.monitoring.objectives import LATENCY_BOUNDS
-from service.telemetry import Telemetry
+from k8s.monitoring.objectives import CPU_PAIRS_PER_S, DEADLINES_S, LATENCY_BOUNDS, RUNBOOK
+from service.telemetry import Telemetry, size_class
 
 ROOT = Path(__file__).parents[2]
 UNIT_TESTS = sorted(Path(__file__).with_name("rules").glob("*.yaml"))
 ALERTS = [rule for _, rule in RULES if "alert" in rule]
-PAGES = sorted({rule["alert"] for rule in ALERTS if rule["labels"]["severity"] == "page"})
+NAMES = sorted({rule["alert"] for rule in ALERTS})
 HEADING = re.compile(r"^## (Relevance\w+)$", re.MULTILINE)
 
 
@@ -51,13 +52,22 @@ def test_promtool_accepts_a_rule_file(path):
 
 
 @pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.stem)
-def test_alerts_fire_and_stop_as_promised(path):
-    """By promtool on invented series: the file says which."""
-    promtool("test", "rules", path)
+def test_alerts_fire_and_stop_as_promised(path, tmp_path):
+    """By promtool on invented series: the file says which; bounds, waits and the runbook's address are filled in."""
+    bounds = {f"{machine}_{size}": s for machine, sizes in LATENCY_BOUNDS.items() for size, s in sizes.items()}
+    waits = {
+        f"{machine}_{name}": f"{share * deadline_s:g}"
+        for machine, deadline_s in DEADLINES_S.items()
+        for name, share in (("long", 0.6), ("short", 0.4))
+    }
+    text = Template(path.read_text(encoding="utf-8")).substitute(bounds, **waits, RUNBOOK=RUNBOOK)
+    (tmp_path / path.name).write_text(text.replace("../../..", str(ROOT)), encoding="utf-8")
+
+    promtool("test", "rules", tmp_path / path.name)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_what_wakes_somebody_is_tested_to_fire_and_not_to_fire(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_alert_is_tested_to_fire_and_not_to_fire(name):
     """In some unit test the alert is expected, in some it is expected not to be there."""
     tests = [
         case
@@ -75,7 +85,7 @@ def test_an_alert_says_how_bad_it_is_what_it_is_and_where_to_read_on(rule):
     """Severity page or ticket; summary, description, runbook_url."""
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
-    assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+    assert rule["annotations"]["runbook_url"] == f"{RUNBOOK}#{rule['alert'].lower()}"
     assert (
         "$value" in rule["annotations"]["description"]
         or "$labels" in rule["annotations"]["description"]
@@ -111,6 +121,14 @@ def test_a_latency_bound_is_an_edge_of_the_histogram(machine):
     assert set(LATENCY_BOUNDS[machine].values()) <= edges
 
 
+def test_a_cpu_bound_holds_for_the_largest_request_of_its_class_at_the_measured_speed():
+    """Items over pairs a second, within the bound and within the default deadline."""
+    largest = {size_class(n): n for n in range(1, 1001)}
+
+    for size, bound in LATENCY_BOUNDS["cpu"].items():
+        assert largest[size] / CPU_PAIRS_PER_S <= float(bound) <= DEADLINES_S["cpu"]
+
+
 @pytest.mark.parametrize("folder", ["latency-cpu", "latency-gpu"])
 def test_the_operator_gets_the_same_rules_as_a_plain_prometheus(folder):
     """Rendered by the real kubectl: the groups of the PrometheusRules are those of the rule files."""
@@ -138,10 +156,16 @@ def test_grafana_gets_every_dashboard():
     }
 
 
-def test_the_address_of_the_runbook_can_be_another(tmp_path):
-    """`--runbook` puts it before the anchor of each alert."""
-    assert main(["--runbook", "https://docs.example/runbook", "--out", str(tmp_path)]) == 0
+def test_everything_can_be_written_to_another_folder(tmp_path):
+    """`--out` names it; each file as beside the code."""
+    assert main(["--out", str(tmp_path)]) == 0
 
-    written = (tmp_path / "rules" / "slo.yaml").read_text(encoding="utf-8")
-    assert "runbook_url: https://docs.example/runbook#relevanceavailabilityburn" in written
-    assert "docs/runbook.md" not in written
+    assert {path: (tmp_path / path).read_text(encoding="utf-8") for path in monitoring_files()} == monitoring_files()
+
+
+def test_the_address_of_the_runbook_can_be_another():
+    """It stands before the anchor of each alert."""
+    rules = monitoring_files("https://docs.example/runbook")[Path("rules/slo.yaml")]
+
+    assert "runbook_url: https://docs.example/runbook#relevanceavailabilityburn" in rules
+    assert f"runbook_url: {RUNBOOK}" not in rules

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import onnxruntime
 import pytest
 
+from relevance.bundle import open_bundle
 from relevance.errors import SettingsError
-from service.session import check_runtime
-from service.settings import cpu_quota, default_threads, load_settings
+from service.session import check_runtime, check_session
+from service.settings import DEFAULT_BUNDLE, cpu_quota, default_threads, load_settings
 
 
 def test_the_quota_is_read_from_cgroup_v2(tmp_path):
@@ -91,6 +93,16 @@ def test_a_provider_this_build_lacks_is_refused(monkeypatch):
 
     with pytest.raises(SettingsError, match="CUDAExecutionProvider"):
         check_runtime("cuda")
+
+
+def test_a_session_that_runs_elsewhere_than_asked_is_refused():
+    """A real session on the CPU, said to be one on CUDA: onnxruntime falls back to it without a word."""
+    graph = open_bundle(DEFAULT_BUNDLE).graph_path("int8w")
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+
+    check_session(session, "cpu")
+    with pytest.raises(SettingsError, match=r"on CUDAExecutionProvider, found \['CPUExecutionProvider'\]"):
+        check_session(session, "cuda")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -89,8 +89,8 @@ class OpenAiGenerator:
 
     Args: recipe: server, model and sampling; store: JSONL file of paid answers; scheme: whose labels answers name;
         identity: of what answers under the model's name, part of every answer's key; known: other files of paid
-        answers, only read; label_logprobs: ask for log-probabilities at the label, which not every server gives;
-        answer_first: the label stands before the rationale.
+        answers, only read; label_at: ask for log-probabilities at the label, which not every server gives, and take
+            the first or the last place that could be it, as the reasoning order has it.
     Raises: RecipeError: if the recipe names no model, or no HTTP address.
     """
 
@@ -102,8 +102,7 @@ class OpenAiGenerator:
         *,
         identity: str = "",
         known: Sequence[Path] = (),
-        label_logprobs: bool = False,
-        answer_first: bool = False,
+        label_at: Literal["first", "last"] | None = None,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("teacher.sampling.model: expected the server's name for the model, found none")
@@ -111,7 +110,7 @@ class OpenAiGenerator:
             raise RecipeError(f"teacher.sampling.base_url: expected http://… or https://…, found {recipe.base_url!r}")
         self.recipe, self.scheme = recipe, scheme
         self.store = RequestStore(store, known)
-        self.identity, self.answer_first = identity, answer_first
+        self.identity, self.label_at = identity, label_at
         self.ledger = GenerationLedger()
         self.failures_in_a_row = 0
         self._parameters: dict[str, Any] = {
@@ -124,7 +123,7 @@ class OpenAiGenerator:
             # vLLM reads -1, not 0, as "no such cut"; a missing one is the same to all
             top_k = {"top_k": recipe.top_k} if recipe.top_k else {}
             self._parameters |= top_k | {"chat_template_kwargs": {"enable_thinking": recipe.thinking}}
-        if label_logprobs:
+        if label_at is not None:
             self._parameters |= {"logprobs": True, "top_logprobs": 20}
 
     @property
@@ -182,7 +181,7 @@ class OpenAiGenerator:
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
             finish_reason=reply.finish_reason,
-            label_logprobs=label_logprobs(reply.tokens, self.scheme, first=self.answer_first),
+            label_logprobs=label_logprobs(reply.tokens, self.scheme, first=self.label_at == "first"),
         )
         self.store.add(answer)
         ledger, recipe = self.ledger, self.recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from relevance.errors import RecipeError, RunError
 from training.runs import Run
@@ -49,14 +49,14 @@ def make_text_generator(
     if sampling.kind == "openai":
         identity = base_policy_identity(run) if policy is None else policy_identity(policy, recipe.revision)
         served = sampling if policy is None else sampling.model_copy(update={"model": served_name(recipe)})
+        label_at: Literal["first", "last"] = "last" if recipe.prompt.reasoning_order == "think_first" else "first"
         return OpenAiGenerator(
             served,
             store or run.path / STORE,
             scheme,
             identity=identity,
             known=known,
-            label_logprobs=label_logprobs,
-            answer_first=recipe.prompt.reasoning_order == "answer_first",
+            label_at=label_at if label_logprobs else None,
         )
     if sampling.kind == "programmatic":
         return ProgrammaticGenerator(run)
