@@ -217,7 +217,9 @@ class TeacherRecipe(Section):
     Args: base: hub name or path of an instruction-tuned decoder, or `scratch` for the one of stage `teacher_pretrain`;
         method: `mpcot` or the rivals `progressive` (LREF's curriculum) and `crsd` (its teacher); perspectives: that SFT
         learns from, one for a Best-SingleCoT; lora: false trains all weights; folds: parts of the training queries, of
-        which `fold` is left out of everything, to be annotated by a teacher that never saw it (1: none is).
+        which `fold` is left out of everything, to be annotated by a teacher that never saw it (1: none is);
+        annotated_by: who writes rationales and labels for students: the fine-tuned `policy`, or the `base` model as it
+        is, such as a hosted one.
     """
 
     base: str = "Qwen/Qwen3-14B"
@@ -226,6 +228,7 @@ class TeacherRecipe(Section):
     perspectives: tuple[TeacherPerspective, ...] = ("user", "struct", "rule")
     folds: int = Field(default=1, ge=1)
     fold: int = Field(default=0, ge=0)
+    annotated_by: Literal["policy", "base"] = "policy"
     prompt: PromptRecipe = PromptRecipe()
     sampling: SamplingRecipe = SamplingRecipe()
     decoder: DecoderRecipe = DecoderRecipe()

@@ -14,7 +14,7 @@ from training.runs import Run, log, stage_arguments
 from training.teacher.collect import generate
 from training.teacher.dpo import optimise_policy
 from training.teacher.parts import fold_of, split_parts
-from training.teacher.policy import final_policy, policy_identity
+from training.teacher.policy import base_policy_identity, final_policy, policy_identity
 from training.teacher.preferences import build_preferences
 from training.teacher.sft import fit_policy
 from training.teacher.text_generators import FOLD_MARK
@@ -40,6 +40,8 @@ class Annotator:
 
         Raises: RunError: if the teacher has not been trained.
         """
+        if self.run.recipe.teacher.annotated_by == "base":
+            return base_policy_identity(self.run)
         return policy_identity(final_policy(self.run))
 
 
@@ -85,7 +87,7 @@ def annotators(run: Run, split: Split) -> list[Annotator]:
     """
     pairs = tuple(read_pairs(run.require("data") / f"pairs.{split}.parquet"))
     folds = run.recipe.teacher.folds
-    if split != "train" or folds == 1:
+    if split != "train" or folds == 1 or run.recipe.teacher.annotated_by == "base":
         return [annotator_of(run, pairs, "all")]
     return [
         _annotator(
@@ -100,10 +102,15 @@ def annotators(run: Run, split: Split) -> list[Annotator]:
 def annotator_of(run: Run, pairs: tuple[Pair, ...], name: str) -> Annotator:
     """Give the one teacher for pairs that no fold is meant for: the run's own, or, when cross-fitting, fold 0's.
 
+    The base model was fitted on no label and has seen none of the pairs with theirs.
+
     Raises: RunError: if that teacher has not been trained; RecipeError: if a server serves one model for the teachers
         of all folds.
     """
-    return _annotator(_served(fold_run(run, 0)) if run.recipe.teacher.folds > 1 else run, pairs, name)
+    teacher = run.recipe.teacher
+    if teacher.annotated_by == "base":
+        return Annotator(name, run, pairs, frozenset())
+    return _annotator(_served(fold_run(run, 0)) if teacher.folds > 1 else run, pairs, name)
 
 
 def _annotator(run: Run, pairs: tuple[Pair, ...], name: str) -> Annotator:

@@ -22,7 +22,7 @@ from training.teacher.folds import Annotator, annotators
 from training.teacher.forecast import tell_requests
 from training.teacher.generator import TextGenerator
 from training.teacher.label_words import strip_verdict
-from training.teacher.policy import final_policy
+from training.teacher.policy import base_policy, final_policy
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
 from training.teacher.sft_rows import asked_view
@@ -106,6 +106,8 @@ def ask_pairs(annotator: Annotator, pairs: Sequence[Pair], path: Path, *, sample
 def annotating_generator(run: Run, *, greedy: bool, name: str) -> TextGenerator:
     """Give a run's teacher as a generator: its own policy, here or under `teacher.sampling.policy_model` on a server.
 
+    With `teacher.annotated_by = "base"` it is the base model, here or under `teacher.sampling.model`.
+
     Where `teacher.sampling.kind` is `programmatic`, that stood in for the base model alone.
 
     Args: name: of the file below `answers/` in which a server's answers are kept, so that none is paid twice.
@@ -119,7 +121,10 @@ def annotating_generator(run: Run, *, greedy: bool, name: str) -> TextGenerator:
         run.path,
         run.shared,
     )
-    return make_text_generator(asked, final_policy(run), store=answers_path(run, name), label_logprobs=True)
+    answers: str | Path | None = final_policy(run) if recipe.annotated_by == "policy" else base_policy(run)
+    if served and recipe.annotated_by == "base":
+        answers = None
+    return make_text_generator(asked, answers, store=answers_path(run, name), label_logprobs=True)
 
 
 def _write_split(run: Run, folder: Path, split: Split, annotating: Sequence[Annotator]) -> dict[str, Any]:
