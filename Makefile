@@ -7,7 +7,7 @@ OUT ?= runs/$(RECIPE)
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test check bench pipeline dashboards golden install-service install-all clean
+.PHONY: serve test check bench pipeline dashboards check-gpu-image golden install-service install-all clean
 
 serve: $(VENV)/service.stamp  ## run the service on the embedded default bundle
 	$(BIN)/relevance serve --host $(HOST) --port $(PORT)
@@ -31,6 +31,9 @@ pipeline: $(VENV)/all.stamp  ## pairs to a verified bundle: make pipeline RECIPE
 
 dashboards: $(VENV)/all.stamp  ## rewrite Prometheus rules and Grafana dashboards from their code
 	$(BIN)/python -m k8s.monitoring
+
+check-gpu-image: $(VENV)/all.stamp  ## replay the gpu image's build: downloads onnxruntime-gpu
+	RELEVANCE_REPLAY_GPU=1 $(BIN)/python -m pytest -q tests/deploy/test_gpu_image.py
 
 golden: $(VENV)/all.stamp  ## rewrite the golden files; review them as a diff
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -k golden

@@ -1,11 +1,13 @@
 """The gpu target without a container engine and without a GPU: its build replayed on the base of the cpu target.
 
-Not covered, because the CUDA base cannot be had here: Ubuntu's Python and its apt-get line, cuBLAS and cuDNN, a session
-on a device.
+It downloads a wheel of 255 MB and takes a minute, so it runs only where RELEVANCE_REPLAY_GPU is set, as `make
+check-gpu-image` does. Not covered, because the CUDA base cannot be had here: Ubuntu's Python and its apt-get line,
+cuBLAS and cuDNN, a session on a device.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from image_replay import ROOT, Replay, enter, needs_namespaces, read_stages
 @pytest.fixture(scope="module")
 def build(tmp_path_factory) -> Iterator[Path]:
     """The root folder of the stage gpu-build on another base; gone at the end, for it is large."""
+    if not os.environ.get("RELEVANCE_REPLAY_GPU"):
+        pytest.skip("RELEVANCE_REPLAY_GPU is not set: a download of 255 MB")
     stages = read_stages(ROOT / "Dockerfile")
     folder = tmp_path_factory.mktemp("gpu")
     yield Replay(folder, stages | {"gpu-build": replace(stages["gpu-build"], base="cpu-base")}).build("gpu-build")
