@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from relevance.errors import InputError, RowError
+from training.json_rows import read_json_rows
 from training.recipe import VIEWS, View
 
 COMBINED = "combined"
@@ -59,16 +59,7 @@ def read_rationales(path: Path) -> Iterator[Rationale]:
 
     Raises: InputError: if the file is missing; RowError: if a line is not a rationale, naming line and field.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file of rationales, found none")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield Rationale.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                column = ".".join(map(str, first["loc"])) or "*"
-                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
+    return read_json_rows(path, Rationale, "rationales")
 
 
 def joined(texts: Mapping[str, str]) -> str:

@@ -164,8 +164,8 @@ class ExportRecipe(Section):
     """
 
     model_id: str = "relevance-tiers"
-    precisions: tuple[Literal["fp32", "fp16", "int8w", "int8"], ...] = ("fp32", "int8w")
-    ship: tuple[Literal["fp32", "fp16", "int8w", "int8"], ...] = ("int8w",)
+    precisions: tuple[Literal["fp32", "fp16", "int8w", "int8", "unfused"], ...] = ("fp32", "int8w")
+    ship: tuple[Literal["fp32", "fp16", "int8w", "int8", "unfused"], ...] = ("int8w",)
     latent_outputs: bool = False
     gate_pairs: int = Field(default=1000, ge=50)
     golden: str | None = None

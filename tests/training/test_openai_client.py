@@ -1,16 +1,14 @@
 """The client of OpenAI-compatible servers against a real server that misbehaves: nothing lost, nothing paid twice."""
 
 import pytest
+from client_makers import asked, generator, prompt, texts
 from llm_server import answer_to
 from llm_servers import LlmServer
 
 from relevance.errors import InputError, RecipeError
 from relevance.labels import ESCI
-from training.teacher.generator import Prompt
 from training.teacher.openai_client import OpenAiGenerator
 from training.teacher_recipe import SamplingRecipe
-
-SYSTEM = {"role": "system", "content": "Judge how well an item answers a query."}
 
 
 @pytest.fixture(scope="module")
@@ -18,30 +16,6 @@ def server(tmp_path_factory):
     """A server without a key."""
     with LlmServer(tmp_path_factory.mktemp("server")) as server:
         yield server
-
-
-def prompt(key, text, *, samples=1, first_sample=0):
-    """Give a prompt whose last message is the text."""
-    return Prompt(key, (SYSTEM, {"role": "user", "content": text}), samples, first_sample)
-
-
-def generator(url, store, identity="", known=(), **settings):
-    """Give a client of a server."""
-    recipe = SamplingRecipe(kind="openai", model="m", base_url=url, **settings)
-    return OpenAiGenerator(recipe, store, ESCI, identity=identity, known=known)
-
-
-def texts(completions):
-    """Give the texts by key and sample, after checking that none came twice."""
-    found = list(completions)
-    by_place = {(c.key, c.sample): c.text for c in found}
-    assert len(by_place) == len(found)
-    return by_place
-
-
-def asked(server, marker):
-    """Give the requests whose last message holds a marker."""
-    return [row for row in server.requests() if marker in row["asked"]["messages"][-1]["content"]]
 
 
 @pytest.mark.parametrize("action", ["broken", "page", "half", "schema", "cut", "streamcut"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from sft_runs import OVERRIDES, finish, make_earlier, report_of, start
+from sft_runs import OVERRIDES, finish, report_of, start
 
 from relevance.errors import CollapseError, RecipeError, RunError
 from training.grid import teacher_job
@@ -19,29 +19,7 @@ from training.teacher.trainer_settings import last_checkpoint, trainer_options
 from training.teacher_recipe import TeacherFitRecipe
 
 pytest.importorskip("trl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and wait for it where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory):
-    """The stages before sft, finished."""
-    return make_earlier(tmp_path_factory.mktemp("earlier"))
-
-
-@pytest.fixture(scope="module")
-def tuned(earlier, tmp_path_factory):
-    """A run whose sft has finished."""
-    run = start(earlier, tmp_path_factory.mktemp("whole"))
-    sft.fit_policy(run)
-    return run
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_loss_falls_and_only_the_adapter_was_trained(tuned):

@@ -8,37 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from sft_runs import OVERRIDES, make_earlier, report_of, start
+from sft_runs import OVERRIDES, report_of, start
 
 from training.runs import DONE
 from training.teacher import sft
 from training.teacher.policy import load_policy
 
 pytest.importorskip("trl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and wait for it where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory):
-    """The stages before sft, finished."""
-    return make_earlier(tmp_path_factory.mktemp("earlier"))
-
-
-@pytest.fixture(scope="module")
-def tuned(earlier, tmp_path_factory):
-    """A run whose sft has finished."""
-    run = start(earlier, tmp_path_factory.mktemp("whole"))
-    sft.fit_policy(run)
-    return run
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SCRIPT = """

@@ -1,7 +1,7 @@
 """Rows of fine-tuning: whose prompt, whose answer, which tokens, and which of them have a loss."""
 
 import pytest
-from sft_runs import make_earlier, start
+from sft_runs import start
 
 from relevance.errors import RunError
 from training.recipe import load_recipe
@@ -19,12 +19,6 @@ from training.teacher.sft_rows import (
     split_held_out,
     text_rows,
 )
-
-
-@pytest.fixture(scope="module")
-def earlier(tmp_path_factory):
-    """The stages before sft, finished."""
-    return make_earlier(tmp_path_factory.mktemp("earlier"))
 
 
 def test_rows_are_asked_with_the_unified_prompt_and_answered_from_their_perspective(earlier, tmp_path):

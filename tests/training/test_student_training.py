@@ -167,9 +167,10 @@ def test_the_learning_rate_warms_up_and_decays_linearly(step, expected):
 
 
 def test_two_processes_train_one_student(data, tmp_path):
-    """Under `accelerate launch` on two CPU processes one student, one ledger and all predictions come out."""
+    """Two CPU processes share five batches in three steps; one student, one ledger and all predictions come out."""
     run = start(data, tmp_path / "parallel", "student.fit.epochs=1")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--local-addr", "127.0.0.1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m"]
     options = ["--recipe", "tiny", "--out", str(run.path), "--set", "student.guidance_weight=0"]
     command = [*launcher, "relevance.cli", "student", *options, "--set", "student.fit.epochs=1"]
     done = subprocess.run(
@@ -179,6 +180,7 @@ def test_two_processes_train_one_student(data, tmp_path):
 
     assert done.returncode == 0, done.stderr[-2000:]
     assert [note["epoch"] for note in notes if "epoch" in note] == [1]
+    assert max(note["step"] for note in notes if "step" in note) == 2
     assert len(read_predictions(run.path / "student" / "predictions.dev.parquet")) == 64
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from relevance.errors import RecipeError, RowError
+from relevance.errors import RecipeError
+from training.json_rows import read_json_rows
 
 METHOD_KEYS = (
     "student.extractor",
@@ -143,15 +144,7 @@ def _best(ledger: Path, system: str, rows: Sequence[_Trial]) -> dict[str, object
 def _read(ledger: Path) -> Iterator[tuple[int, _Trial]]:
     if not ledger.is_file():
         raise RecipeError(f"grid.tuning: expected a tuning ledger, found none at {ledger}")
-    with ledger.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, _Trial.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                column = ".".join(map(str, first["loc"])) or "*"
-                problem = f"{first['msg']}, found {first['input']!r:.60}"
-                raise RowError(ledger.name, number, column, problem) from error
+    yield from enumerate(read_json_rows(ledger, _Trial, "tuning trials"), start=1)
 
 
 def _check_allowances(allowed: Mapping[str, Mapping[str, str]], flat: Mapping[str, Overrides]) -> None:

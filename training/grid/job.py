@@ -1,77 +1,39 @@
-"""One training or scoring of a grid, in a process of its own: a system and a seed, or a tuning trial.
-
-It writes status.json last, whatever happened, so that a missing one means a killed process.
-"""
+"""One training or scoring of a grid, in a process of its own: a system and a seed, or a tuning trial."""
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
-import logging
-import os
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from relevance.errors import CollapseError, RelevanceError
+from relevance.errors import CollapseError
 from relevance.pairs import read_labelled_pairs
-from training.grid.status import read_status, write_status
+from training.grid.job_process import run_as_job
+from training.grid.status import read_status
 from training.grid.systems import SYSTEMS, System
 from training.predictions import predictions_of, read_predictions, write_predictions
-from training.recipe import SPLITS, Recipe
+from training.recipe import SPLITS
 from training.runs import LEDGER, Run
 from training.student.model import WEIGHTS
 from training.student.predict import selection_figure
 from training.student.train import train
 
-log = logging.getLogger("relevance.training")
 _LAST_NOTES = 5
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one job.
 
-    Returns: 0 also for a diverged training, whose status says so; 1 for one that failed.
+    Returns: as `run_as_job`.
     """
-    parser = argparse.ArgumentParser(prog="python -m training.grid.job", description=__doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the job, with recipe.json in it")
-    parser.add_argument("--shared", required=True, type=Path, help="directory of the grid")
-    parser.add_argument("--system", required=True, choices=sorted(SYSTEMS))
-    parser.add_argument("--seed", required=True, type=int)
-    parser.add_argument("--config-hash", required=True)
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
-    recipe = Recipe.model_validate_json((arguments.out / "recipe.json").read_bytes())
-    run = Run(recipe, arguments.out, shared=arguments.shared)
-    status: dict[str, Any] = {
-        "system": arguments.system,
-        "seed": arguments.seed,
-        "config_hash": arguments.config_hash,
-    }
-    started = time.monotonic()
-    lock = (arguments.out / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _make_predictions(run, SYSTEMS[arguments.system])
-        status |= {"state": "done", "error": None, **_figures(run)}
-    except BlockingIOError:
-        log.error("%s: expected no other process at work here, found one", arguments.out)
-        return 1
-    except CollapseError as error:
-        status |= {"state": "diverged", "error": str(error)}
-    except RelevanceError as error:
-        status |= {"state": "failed", "error": str(error)}
-    status.setdefault("seconds", round(time.monotonic() - started, 1))
-    write_status(arguments.out, status)
-    if status["error"]:
-        log.error("%s, seed %d: %s", arguments.system, arguments.seed, status["error"])
-    return int(status["state"] == "failed")
+    return run_as_job(argv, __doc__, SYSTEMS, _work)
+
+
+def _work(run: Run, system: str) -> dict[str, Any]:
+    _make_predictions(run, SYSTEMS[system])
+    return _figures(run)
 
 
 def _make_predictions(run: Run, system: System) -> None:

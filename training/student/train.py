@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
@@ -86,7 +88,10 @@ class StudentTraining:
 
     def __init__(self, run: Run, folder: Path) -> None:
         self._run, self._folder, self._recipe = run, folder, run.recipe
-        self._accelerator = Accelerator(mixed_precision="bf16" if run.recipe.student.bf16 else "no")
+        precision = "bf16" if run.recipe.student.bf16 else "no"
+        # On CPUs accelerate joins the processes of a launcher only when told that the CPU is meant.
+        on_cpus = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._accelerator = Accelerator(mixed_precision=precision, cpu=on_cpus)
         self._accelerator.wait_for_everyone()
         scheme = run.recipe.label_scheme
         data = run.require("data")

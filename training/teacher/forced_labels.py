@@ -14,11 +14,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from relevance.errors import RowError
 from relevance.pairs import Pair
+from training.json_rows import cut_to_whole_lines, read_json_rows
 from training.rationale_rows import Rationale
 from training.recipe import VIEWS, View
 from training.runs import log
@@ -93,7 +93,7 @@ def write_forced(path: Path, jobs: Sequence[ForcedJob], scorer: LabelScorer, boo
     Returns: rows written by this call.
     Raises: RowError: if the file holds a whole line that is no such row.
     """
-    _cut_last_line(path)
+    cut_to_whole_lines(path)
     known = {(row.pair_id, row.cut) for row in read_forced(path)} if path.is_file() else set()
     missing = iter([job for job in jobs if (job.pair.pair_id, job.cut) not in known])
     written = too_long = 0
@@ -122,21 +122,6 @@ def write_forced(path: Path, jobs: Sequence[ForcedJob], scorer: LabelScorer, boo
 def read_forced(path: Path) -> Iterator[ForcedLabel]:
     """Read forced labels, one at a time.
 
-    Raises: RowError: if a line is no such row.
+    Raises: InputError: if the file is missing; RowError: if a line is no such row.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield ForcedLabel.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                column = ".".join(map(str, first["loc"])) or "*"
-                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
-
-
-def _cut_last_line(path: Path) -> None:
-    """Cut what a killed run left of its last line."""
-    if path.is_file():
-        data = path.read_bytes()
-        if not data.endswith(b"\n"):
-            path.write_bytes(data[: data.rfind(b"\n") + 1])
+    return read_json_rows(path, ForcedLabel, "forced labels")

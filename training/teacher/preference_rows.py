@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from relevance.errors import InputError, RowError
+from training.json_rows import read_json_rows
 from training.recipe import View
 
 FILE = "preferences.jsonl"
@@ -52,13 +52,4 @@ def read_preferences(path: Path) -> Iterator[Preference]:
 
     Raises: InputError: if the file is missing; RowError: if a line is not a preference, naming line and field.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file of preferences, found none")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield Preference.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                column = ".".join(map(str, first["loc"])) or "*"
-                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
+    return read_json_rows(path, Preference, "preferences")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from relevance.errors import InputError
 from relevance.pairs import Pair, parquet_rows, read_pairs
+from training.json_rows import cut_to_whole_lines
 from training.marketplace.facts import INTENTS, read_intents
 from training.marketplace.phrases import PHRASES
 from training.rationale_rows import rationale_line
@@ -82,7 +83,7 @@ def write_rationales(
     if path.is_file():
         return 0
     partial = path.with_suffix(".partial")
-    done = _whole_lines(partial)
+    done = cut_to_whole_lines(partial)
     jobs = [(pair, perspective) for pair in pairs for perspective in perspectives]
     with (
         partial.open("a", encoding="utf-8") as file,
@@ -132,15 +133,3 @@ def _write_all(run: Run, folder: Path, pair_files: dict[Split, Path], told: Path
         path = folder / f"rationales.{split}.jsonl"
         written = write_rationales(path, pairs[split], generator, recipe.perspectives)
         log.info("rationales: %s: %d pairs, %d written now", split, len(pairs[split]), written)
-
-
-def _whole_lines(path: Path) -> int:
-    """Cut a partial file after its last whole line and count the lines."""
-    if not path.is_file():
-        return 0
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.count(b"\n")

@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from relevance.errors import InputError, RowError, RunError
+from relevance.errors import InputError, RunError
 from relevance.labels import LabelScheme
 from relevance.pairs import LabelledPair, Pair
+from training.json_rows import read_json_rows
 from training.rationale_rows import Evidence
 from training.recipe import View
 from training.teacher.generator import Completion, Prompt, TextGenerator, prompt_key
@@ -72,16 +73,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
     Raises: InputError: if the file is missing; RowError: if a line is not a sample, naming line and field.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file of samples, found none")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield Sample.model_validate_json(line)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                column = ".".join(map(str, first["loc"])) or "*"
-                raise RowError(path.name, number, column, f"{first['msg']}, found {first['input']!r:.60}") from error
+    return read_json_rows(path, Sample, "samples")
 
 
 def sample_pairs(
