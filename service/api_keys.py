@@ -21,7 +21,7 @@ MAX_KEYS = 2
 MIN_KEY_CHARS = 16
 RECHECK_S = 1.0
 _KEY = re.compile(rb"[!-~]+")
-_BEARER = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
+_AUTHORIZATION = re.compile(rb"(?:bearer +)?([!-~]+)", re.IGNORECASE)
 
 
 def read_keys(path: Path) -> list[bytes]:
@@ -67,6 +67,8 @@ class ApiKeys:
     def allows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Say whether a request carries an active key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
+        Some rerank clients send what they were given as it is, so `Authorization: KEY` is heard as well.
+
         Args: headers: as ASGI gives them, names in lower case.
         """
         self._refresh()
@@ -104,5 +106,5 @@ def _presented(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for name, value in headers:
         if name == b"x-api-key":
             yield value.strip()
-        elif name == b"authorization" and (bearer := _BEARER.fullmatch(value.strip())):
-            yield bearer[1]
+        elif name == b"authorization" and (given := _AUTHORIZATION.fullmatch(value.strip())):
+            yield given[1]

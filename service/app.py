@@ -18,6 +18,8 @@ from service.api_keys import ApiKeys
 from service.lifecycle import OnEnd, Service
 from service.middleware import RequestBoundary
 from service.problems import on_error
+from service.rerank import rerank_router
+from service.rerank_dialects import RerankRequest
 from service.routes import router
 from service.schemas import ModeRequest, Problem, ReloadRequest, ScoreRequest
 from service.settings import Settings
@@ -60,6 +62,7 @@ def create_app(settings: Settings, *, on_end: OnEnd = lambda status, reason: Non
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(rerank_router)
     app.include_router(admin_router)
     for kind in (RelevanceError, HTTPException):
         app.add_exception_handler(kind, on_error)
@@ -96,6 +99,7 @@ def _add_schemas(app: FastAPI) -> None:
             _, definitions = models_json_schema(
                 [
                     (ScoreRequest, "validation"),
+                    (RerankRequest, "validation"),
                     (ReloadRequest, "validation"),
                     (ModeRequest, "validation"),
                     (Problem, "serialization"),

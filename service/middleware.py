@@ -16,14 +16,13 @@ from relevance.errors import ClientGoneError, RequestError, UnauthorisedError
 from service.api_keys import ApiKeys
 from service.problems import problem_response
 from service.request_headers import deadline_ms, request_id, trace_id
-from service.telemetry import ADMIN_ROUTES, ROUTES, UNMATCHED, Telemetry, outcome, size_class
+from service.telemetry import ADMIN_ROUTES, ROUTES, SCORING_ROUTES, UNMATCHED, Telemetry, outcome, size_class
 from service.tracing import NoTracing, Tracing
 
 log = logging.getLogger("relevance.service")
 HEALTH_ROUTES = frozenset({"/livez", "/readyz", "/startupz"})
 OPEN_ROUTES = HEALTH_ROUTES | {"/metrics"}
 """Routes that need no API key: probes and scrapers have none."""
-TRACED_ROUTES = frozenset({"/score"})
 CLIENT_GONE = 499
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
@@ -68,7 +67,7 @@ class RequestBoundary:
         state["request_id"] = request_id(scope["headers"])
         state["trace_id"] = trace_id(scope["headers"])
         state["span"] = None
-        if scope["path"] in TRACED_ROUTES:
+        if scope["path"] in SCORING_ROUTES:
             state["span"] = span = self._tracing.start_request(
                 scope["headers"], request_id=state["request_id"], start_s=started
             )
@@ -133,7 +132,7 @@ class RequestBoundary:
             "ms": round(seconds * 1000, 2),
             **state.get("log", {}),
         }
-        quiet = route not in {"/score", *ADMIN_ROUTES} and status < 500
+        quiet = route not in (*SCORING_ROUTES, *ADMIN_ROUTES) and status < 500
         log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
 

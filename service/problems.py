@@ -53,11 +53,8 @@ TABLE: dict[type[Exception], tuple[int, str, str]] = {
 }
 """Exception → status, code, error_type; the first entry that matches counts."""
 _HTTP_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
-_POINTERS: dict[type[Exception], str] = {
-    EmptyRequestError: "/items",
-    QueryTooLongError: "/query",
-    NotOfferedError: "/explain",
-}
+_POINTING = (EmptyRequestError, NotOfferedError)
+"""Errors whose message begins with the field at fault."""
 
 
 def problem_response(error: Exception, *, request_id: str, instance: str) -> Response:
@@ -77,8 +74,11 @@ def problem_response(error: Exception, *, request_id: str, instance: str) -> Res
         detail = str(error) if known else "unexpected failure; the log has it under this request_id"
     if isinstance(error, SchemaError):
         faults = [{"pointer": pointer, "message": message} for pointer, message in error.problems]
+    elif isinstance(error, QueryTooLongError):
+        faults = [{"pointer": "/query", "message": detail}]
     else:
-        faults = [{"pointer": p, "message": detail} for kind, p in _POINTERS.items() if isinstance(error, kind)]
+        field = detail.partition(":")[0]
+        faults = [{"pointer": f"/{field}", "message": detail}] if isinstance(error, _POINTING) else []
     body: dict[str, object] = {
         "type": TYPE_PREFIX + code.replace("_", "-"),
         "title": HTTPStatus(status).phrase,

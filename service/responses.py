@@ -13,7 +13,7 @@ from relevance.labels import N_TIERS
 from service.schemas import ScoreRequest
 from service.scorer import REASONS, Scored
 
-_SCORE_DECIMALS = 6
+SCORE_DECIMALS = 6
 
 
 class Timings(TypedDict):
@@ -81,7 +81,7 @@ def score_rows(request: ScoreRequest, scored: Scored, bundle: Bundle) -> list[di
     rows = []
     columns = zip(
         request.items,
-        np.round(scored.score_B, _SCORE_DECIMALS).tolist(),
+        np.round(scored.score_B, SCORE_DECIMALS).tolist(),
         scored.tier_B.tolist(),
         scored.label_B.tolist(),
         scored.kept_B.tolist(),

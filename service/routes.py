@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -32,6 +32,7 @@ from service.schemas import ScoreRequest, ScoreResponse, parse_score_request
 
 router = APIRouter()
 _INLINE_BYTES = 32 * 1024
+Asked = TypeVar("Asked")
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": description,
@@ -68,36 +69,67 @@ async def score(request: Request) -> Response:
     began, arrived = perf_counter(), monotonic()
     service = service_of(request)
     batcher = service.running()
-    state = request.state
-    settings = service.settings
-    body = await read_json_body(request, max_bytes=settings.max_body_bytes)
-    loop = asyncio.get_running_loop()
-    if len(body) <= _INLINE_BYTES:
-        asked, items = _parse(body, settings.max_items)
-    else:
-        asked, items = await loop.run_in_executor(batcher.front, _parse, body, settings.max_items)
-    state.n_items = len(items)
-    deadline_ms = asked.deadline_ms or state.deadline_ms or settings.default_deadline_ms
+    asked, items = await read_asked(request, partial(_parse, max_items=service.settings.max_items))
     work = Work(
         query=asked.query,
         items=items,
         locale=asked.locale,
         min_tier=asked.min_tier,
-        deadline=arrived + deadline_ms / 1000,
+        deadline=deadline_of(request, arrived, asked.deadline_ms),
         on_overload=asked.on_overload,
         priority=asked.priority,
-        span=state.span,
+        span=request.state.span,
     )
     if service.mode == "passthrough":
         answer = batcher.pass_through(work)
     else:
-        answer = await _while_connected(request, batcher.score(work))
-        service.observe(work, answer)
-    timing_ms = _report(service, request, work=work, answer=answer, began=began)
+        answer = await scored_answer(request, work)
+    timing_ms = report(request, work=work, answer=answer, began=began)
     render = partial(
-        score_body, asked, answer.scored, answer.model.bundle, request_id=state.request_id, timing_ms=timing_ms
+        score_body, asked, answer.scored, answer.model.bundle, request_id=request.state.request_id, timing_ms=timing_ms
     )
-    content = render() if len(items) <= INLINE_ROWS else await loop.run_in_executor(batcher.front, render)
+    return await rendered(request, render, answer)
+
+
+async def read_asked(request: Request, parse: Callable[[bytes], tuple[Asked, list[Item]]]) -> tuple[Asked, list[Item]]:
+    """Read a body and give what it asks and its items; a large one is parsed off the event loop.
+
+    Raises: RequestError: of reading or of parsing.
+    """
+    service = service_of(request)
+    body = await read_json_body(request, max_bytes=service.settings.max_body_bytes)
+    if len(body) <= _INLINE_BYTES:
+        asked, items = parse(body)
+    else:
+        asked, items = await asyncio.get_running_loop().run_in_executor(service.running().front, parse, body)
+    request.state.n_items = len(items)
+    return asked, items
+
+
+def deadline_of(request: Request, arrived: float, deadline_ms: int | None) -> float:
+    """Give the `time.monotonic` by which a request wants its answer: its body's word, its header's, or the default."""
+    service = service_of(request)
+    return arrived + (deadline_ms or request.state.deadline_ms or service.settings.default_deadline_ms) / 1000
+
+
+async def scored_answer(request: Request, work: Work) -> Answer:
+    """Score a request's items while its client is there, and let drift, shadow and pair log see the answer.
+
+    Raises: ClientGoneError; whatever scoring raises.
+    """
+    service = service_of(request)
+    answer = await _while_connected(request, service.running().score(work))
+    service.observe(work, answer)
+    return answer
+
+
+async def rendered(request: Request, render: Callable[[], bytes], answer: Answer) -> Response:
+    """Give the response whose body is built now, off the event loop where it is long."""
+    batcher = service_of(request).running()
+    if len(answer.scored.score_B) <= INLINE_ROWS:
+        content = render()
+    else:
+        content = await asyncio.get_running_loop().run_in_executor(batcher.front, render)
     batcher.sent(answer)
     return Response(content, media_type="application/json")
 
@@ -124,11 +156,11 @@ async def _disconnect(request: Request) -> None:
         continue
 
 
-def _report(service: Service, request: Request, *, work: Work, answer: Answer, began: float) -> Timings:
+def report(request: Request, *, work: Work, answer: Answer, began: float) -> Timings:
     """Leave what the log line and the headers say of an answer, and give its times."""
     scored, state = answer.scored, request.state
     if work.locale is not None and scored.policy_locale == POOLED:
-        service.telemetry.fallbacks.inc()
+        service_of(request).telemetry.fallbacks.inc()
     timing_ms = _timings(answer, perf_counter() - began)
     state.partial = bool(scored.reason_B.any())
     state.server_timing = timing_ms
@@ -193,7 +225,7 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def _parse(body: bytes, max_items: int) -> tuple[ScoreRequest, list[Item]]:
+def _parse(body: bytes, *, max_items: int) -> tuple[ScoreRequest, list[Item]]:
     asked = parse_score_request(body, max_items=max_items)
     items = [Item(**item) for item in asked.items]
     return asked, items

@@ -215,7 +215,10 @@ def parse_body(model: type[M], body: bytes) -> M:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
+    # The kinds that a value may be of are no part of its place.
     if len(location) > 3 and location[:1] == ("items",) and location[2] == "id":
         location = location[:3]
+    elif location[:1] == ("documents",):
+        location = location[:2]
     parts = (str(part)[:_MOST_POINTER_CHARS].replace("~", "~0").replace("/", "~1") for part in location)
     return "".join(f"/{part}" for part in parts)

@@ -18,7 +18,12 @@ from relevance.labels import N_TIERS
 from service.scorer import REASONS, Scored
 
 ADMIN_ROUTES = ("/admin/drain", "/admin/reload", "/admin/rollback", "/admin/mode", "/admin/shadow")
-ROUTES = ("/score", "/info", "/livez", "/readyz", "/startupz", "/metrics", "/docs", "/openapi.json", *ADMIN_ROUTES)
+SCORING_ROUTES = ("/score", "/rerank", "/v1/rerank", "/v2/rerank")
+ROUTES = (
+    *SCORING_ROUTES,
+    *("/v1/models", "/info", "/livez", "/readyz", "/startupz", "/metrics", "/docs", "/openapi.json"),
+    *ADMIN_ROUTES,
+)
 UNMATCHED = "unmatched"
 STAGES = ("queue", "tokenize", "infer", "post")
 SIZE_CLASSES = ("none", "s", "m", "l", "xl")
@@ -235,10 +240,11 @@ class Telemetry:
             self.requests.labels(
                 route, "200" if route != UNMATCHED else "404", outcome(200 if route in ROUTES else 404)
             )
-        for status in (400, 401, 408, 413, 415, 422, 429, 500, 503, 504):
-            self.requests.labels("/score", str(status), outcome(status))
+        for route in SCORING_ROUTES:
+            for status in (400, 401, 408, 413, 415, 422, 429, 500, 503, 504):
+                self.requests.labels(route, str(status), outcome(status))
+            self.requests.labels(route, "499", "cancelled")
         self.requests.labels("/score", "200", "partial")
-        self.requests.labels("/score", "499", "cancelled")
         for name in SIZE_CLASSES:
             self.duration.labels("/score", name)
         for stage in STAGES:

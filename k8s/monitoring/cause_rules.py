@@ -25,6 +25,7 @@ from k8s.monitoring.objectives import (
     MIN_REPLICAS,
     MIN_SHADOW_PAIRS,
     MIN_UP_RATIO,
+    SCORING,
 )
 from k8s.monitoring.rule_files import Group, Rule, alert, group, record
 
@@ -275,7 +276,7 @@ def _rule(row: _Alert, runbook: str) -> Rule:
 
 
 def _shares() -> list[Rule]:
-    score = 'relevance_requests_total{route="/score"'
+    score = f"relevance_requests_total{{{SCORING}"
     shares = [
         record(
             SHED,

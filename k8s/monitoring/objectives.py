@@ -10,6 +10,8 @@ RELEASE = "kube-prometheus-stack"
 """Helm release of the Prometheus operator's chart, which reads only what carries its name in the label `release`."""
 JOB = "relevance-tiers"
 """What the scrape job is called; the ServiceMonitor calls it so."""
+SCORING = 'route=~"/score|(/v[12])?/rerank"'
+"""Selects the routes whose answers the objectives are about."""
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 EVALUATION_S = 60
 """Between two samples of a recorded rate: the interval of the groups whose events are counted."""

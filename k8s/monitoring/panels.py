@@ -10,6 +10,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_model
 from grafana_foundation_sdk.models import dashboard as model
 
+from k8s.monitoring.objectives import SCORING
+
 Unit = Literal["s", "reqps", "percentunit", "short", "bytes", "ops", "bool", "none"]
 _SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _LABELS = {
@@ -18,7 +20,7 @@ _LABELS = {
     "pod": ("pod", 'relevance_ready{namespace=~"$namespace",relevance_tiers_track=~"$track"}'),
     "size_class": (
         "size_class",
-        'relevance_request_duration_seconds_count{route="/score",namespace=~"$namespace"}',
+        f'relevance_request_duration_seconds_count{{{SCORING},namespace=~"$namespace"}}',
     ),
     "locale": ("locale", 'relevance_tier_total{namespace=~"$namespace"}'),
 }

@@ -7,6 +7,7 @@ from k8s.monitoring.objectives import (
     AVAILABILITY,
     MAX_LOOP_LAG_S,
     MAX_PADDING_RATIO,
+    SCORING,
 )
 from k8s.monitoring.panels import Board, Chart
 from k8s.monitoring.queries import IN, POD, by_pod, quantile, quantiles, rate
@@ -16,7 +17,6 @@ _HITS = rate("relevance_cache_hits_total", "tier")
 _MISSES = rate("relevance_cache_misses_total", "tier")
 _BUSY = rate("relevance_engine_busy_seconds_total", "pod")
 _SIZE = 'size_class=~"$size_class"'
-_SCORE = 'route="/score"'
 GOLDEN = Board(
     "relevance-golden",
     "Relevance: golden signals",
@@ -27,9 +27,9 @@ GOLDEN = Board(
             (
                 Chart(
                     "Requests by outcome",
-                    "Answers of /score.",
+                    "Answers of /score and the rerank routes.",
                     "reqps",
-                    (("{{outcome}}", rate("relevance_requests_total", "outcome", _SCORE)),),
+                    (("{{outcome}}", rate("relevance_requests_total", "outcome", SCORING)),),
                 ),
                 Chart(
                     "Requests by size class",
@@ -38,7 +38,7 @@ GOLDEN = Board(
                     (
                         (
                             "{{size_class}}",
-                            rate("relevance_request_duration_seconds_count", "size_class", _SCORE, _SIZE),
+                            rate("relevance_request_duration_seconds_count", "size_class", SCORING, _SIZE),
                         ),
                     ),
                 ),
@@ -61,7 +61,7 @@ GOLDEN = Board(
                         (
                             (
                                 "{{size_class}}",
-                                quantile(q, "relevance_request_duration_seconds", "size_class", _SCORE, _SIZE),
+                                quantile(q, "relevance_request_duration_seconds", "size_class", SCORING, _SIZE),
                             ),
                         ),
                     )
@@ -88,9 +88,9 @@ GOLDEN = Board(
             (
                 Chart(
                     "Requests by status",
-                    "Answers of /score other than 200.",
+                    "Answers of /score and the rerank routes other than 200.",
                     "reqps",
-                    (("{{code}}", rate("relevance_requests_total", "code", _SCORE, 'code!="200"')),),
+                    (("{{code}}", rate("relevance_requests_total", "code", SCORING, 'code!="200"')),),
                 ),
                 Chart(
                     "Share of 5xx",

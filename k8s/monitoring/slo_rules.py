@@ -16,6 +16,7 @@ from k8s.monitoring.objectives import (
     LATENCY,
     LATENCY_BOUNDS,
     SCORED,
+    SCORING,
     WINDOWS,
     Burn,
     Objective,
@@ -42,8 +43,8 @@ def slo_groups(runbook: str) -> list[Group]:
     their request, given up by their client or passed through by the kill switch are no events of `scored`. A status
     that was never given has no series, so the failures start at 0 with the first answer.
     """
-    served = 'relevance_requests_total{route="/score",code!~"4.."}'
-    failed = 'relevance_requests_total{route="/score",code=~"5.."}'
+    served = f'relevance_requests_total{{{SCORING},code!~"4.."}}'
+    failed = f'relevance_requests_total{{{SCORING},code=~"5.."}}'
     all_pairs = f'relevance_pairs_total{{outcome=~"scored|filtered|{UNSCORED}"}}'
     unscored = f'relevance_pairs_total{{outcome=~"{UNSCORED}"}}'
     indicators = [
@@ -66,7 +67,7 @@ def latency_groups(machine: str, runbook: str) -> list[Group]:
     """Give the latency indicator by size class, with the bounds of a kind of machine, and its alerts."""
     indicators = []
     for size, bound in LATENCY_BOUNDS[machine].items():
-        labels = f'route="/score",size_class="{size}"'
+        labels = f'{SCORING},size_class="{size}"'
         total = f"sum by (namespace) (rate({COUNT}{{{labels}}}[5m]))"
         fast = f'sum by (namespace) (rate({BUCKET}{{{labels},le="{bound}"}}[5m]))'
         indicators += [

@@ -32,9 +32,9 @@ def _allowed(keys: ApiKeys, key: str) -> bool:
 
 
 @pytest.mark.parametrize("key", [FIRST, SECOND])
-@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {}"])
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {}", "{}"])
 def test_both_keys_are_accepted_in_both_headers(file, key: str, form: str):
-    """The scheme is not case-sensitive."""
+    """The scheme is not case-sensitive, and may be missing: some rerank clients send a key as it is."""
     keys = ApiKeys(file)
 
     assert keys.allows([(b"authorization", form.format(key).encode())])
@@ -51,7 +51,6 @@ def test_both_keys_are_accepted_in_both_headers(file, key: str, form: str):
         [(b"x-api-key", FIRST.upper().encode())],
         [(b"x-api-key", f"{FIRST}, {SECOND}".encode())],
         [(b"x-api-key", b"\xff" * 40)],
-        [(b"authorization", FIRST.encode())],
         [(b"authorization", f"Basic {FIRST}".encode())],
         [(b"authorization", f"Bearer{FIRST}".encode())],
         [(b"authorization", b"Bearer ")],
