@@ -33,15 +33,18 @@ RUN ln -s "$(/opt/relevance/bin/python -c 'from service.settings import DEFAULT_
         /opt/relevance/default_bundle \
     && /opt/relevance/bin/relevance verify /opt/relevance/default_bundle
 
-# For CUDA: Ubuntu's own Python; cuBLAS and cuDNN come with the image.
+# For CUDA: Ubuntu's own Python; cuBLAS and cuDNN come with the image. With a version of the Debian package libnvinfer10
+# in TENSORRT (`apt-cache madison libnvinfer10` in the base lists them) the libraries of TensorRT are there too.
 FROM ${CUDA_IMAGE} AS gpu-base
+ARG TENSORRT=
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
+        ${TENSORRT:+"libnvinfer10=${TENSORRT}" "libnvonnxparsers10=${TENSORRT}"} \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 relevance \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relevance \
-    && install --directory --owner=10001 --group=10001 /bundles
+    && install --directory --owner=10001 --group=10001 /bundles /engines
 
 FROM gpu-base AS gpu-build
 WORKDIR /src
@@ -72,10 +75,11 @@ ENV PATH=/opt/relevance/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     RELEVANCE_HOST=0.0.0.0 \
     RELEVANCE_PORT=8000 \
-    RELEVANCE_PROVIDER=cuda
+    RELEVANCE_PROVIDER=cuda \
+    RELEVANCE_ENGINE_CACHE=/engines
 WORKDIR /
 USER 10001:10001
-VOLUME ["/bundles"]
+VOLUME ["/bundles", "/engines"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \

@@ -1,7 +1,7 @@
-"""A bundle for measuring overheads: MiniLM widths, two layers, random weights, made by the real export stage.
+"""Bundles with random weights, made by the real export stage; one of them for measuring overheads.
 
-Its session takes so little that milliseconds of the service around it show. Texts, labels and tiers mean nothing;
-calibrator and policy are those of the embedded default.
+That has MiniLM widths and two layers: its session takes so little that milliseconds of the service around it show.
+Texts, labels and tiers mean nothing; calibrator and policy are those of the embedded default.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks.measure import requests_of
 from export.build import main as export_main
-from relevance.bundle import CALIBRATION, POLICY, TEMPLATE, open_bundle
+from relevance.bundle import CALIBRATION, POLICY, TEMPLATE, Precision, open_bundle
 from relevance.labels import ESCI
 from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
 from relevance.text import TextTemplate
@@ -30,10 +31,9 @@ from training.student.model import Student, StudentConfig
 from training.student.predict import predict
 from training.student_recipe import EncoderRecipe, ExtractorRecipe
 
-LAYERS, WIDTH, HEADS = 2, 384, 12
 QUERIES, ITEMS = 20, 5
 RECIPE = """\
-name = "two-layer"
+name = "{name}"
 scheme = "esci"
 max_query_tokens = {max_query_tokens}
 max_pair_tokens = {max_pair_tokens}
@@ -43,19 +43,42 @@ source = "pairs"
 path = "generated"
 
 [export]
-model_id = "two-layer-random"
-precisions = ["fp32"]
-ship = ["fp32"]
+model_id = "{name}-random"
+precisions = {precisions}
+ship = {precisions}
 gate_pairs = 50
 """
 
 
-def two_layer_bundle(work: Path) -> Path:
-    """Give the bundle, made in this folder unless it is there already.
+@dataclass(frozen=True, slots=True)
+class RandomModel:
+    """What a random bundle is made of.
 
-    Args: work: kept between runs; about 60 MB.
+    Args: name: also of its folder; vocabulary: None is the tokenizer's; precisions: graphs to make and ship.
     """
-    run = work / "two_layer"
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+
+
+TWO_LAYER = RandomModel("two-layer", layers=2, width=384, heads=12)
+
+
+def two_layer_bundle(work: Path) -> Path:
+    """Give the bundle for measuring overheads, made in this folder (60 MB) unless it is there already."""
+    return random_bundle(work, TWO_LAYER)
+
+
+def random_bundle(work: Path, model: RandomModel) -> Path:
+    """Give a bundle with random weights and the GAT extractor, made in this folder unless it is there already.
+
+    Args: work: kept between runs.
+    """
+    run = work / model.name.replace("-", "_")
     bundle = run / "export" / "bundle"
     if (run / "export" / DONE).is_file():
         return bundle
@@ -65,21 +88,24 @@ def two_layer_bundle(work: Path) -> Path:
     for stage in ("data", "student", "calibrate"):
         (run / stage).mkdir(parents=True)
         (run / stage / DONE).write_text(json.dumps({"inputs": "", "seconds": 0, "commit": ""}))
-    (run / "recipe.toml").write_text(RECIPE.format(**limits.model_dump()), encoding="utf-8")
+    (run / "recipe.toml").write_text(
+        RECIPE.format(name=model.name, precisions=json.dumps(model.precisions), **limits.model_dump()), encoding="utf-8"
+    )
     for name in (CALIBRATION, POLICY):
         shutil.copy(DEFAULT_BUNDLE / name, run / "calibrate" / name)
-    _write_student(run)
+    _write_student(run, model)
     export_main(["--recipe", str(run / "recipe.toml"), "--out", str(run)])
     return bundle
 
 
-def _write_student(run: Path) -> None:
+def _write_student(run: Path, model: RandomModel) -> None:
     """Write a student with random weights, and its predictions for generated pairs."""
     default = open_bundle(DEFAULT_BUNDLE)
     limits = default.manifest.limits
     torch.manual_seed(0)
     encoder = load_encoder(
-        EncoderRecipe(name="scratch", layers=LAYERS, width=WIDTH, heads=HEADS), default.tokenizer.vocabulary_size
+        EncoderRecipe(name="scratch", layers=model.layers, width=model.width, heads=model.heads),
+        model.vocabulary or default.tokenizer.vocabulary_size,
     )
     config = StudentConfig(
         encoder=encoder.config.to_dict(),

@@ -57,7 +57,8 @@ from training.student.model import Student, load_student
 
 BUNDLE, GRAPHS, FIGURES = "bundle", "graphs", "export.json"
 REFERENCE_SPLITS = ("dev", "cal")
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8w": 1e-3, "fp16": 2e-2}
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8w": 1e-3, "fp16": 2e-2, "unfused": 2e-2}
+"""Of golden logits; TensorRT computes the unfused graph in half precision."""
 INT8_MARGIN = 0.05
 """Added to the largest difference between batchings of the int8 graph: other CPUs round and saturate differently."""
 N_RANGE_PAIRS = 256
@@ -224,7 +225,7 @@ def make_graphs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: dict[Precision, Path] = {"fp32": folder / graph_file("fp32")}
-    unfused = folder / "unfused.fp32.onnx"
+    unfused = folder / graph_file("unfused")
     export_graph(student, unfused, latent_outputs=recipe.latent_outputs)
     config = student.encoder.config
     fuse_graph(unfused, paths["fp32"], heads=config.num_attention_heads, width=config.hidden_size)

@@ -23,9 +23,11 @@ from relevance.text import TextTemplate
 from relevance.tokenization import PairTokenizer
 
 SCHEMA_VERSION = 1
-Precision = Literal["fp32", "fp16", "int8w", "int8"]
+Precision = Literal["fp32", "fp16", "int8w", "int8", "unfused"]
+"""How a graph's weights are stored; `unfused` is fp32 in standard operators alone, which TensorRT reads."""
 CPU_ORDER: tuple[Precision, ...] = ("int8", "int8w", "fp32")
 CUDA_ORDER: tuple[Precision, ...] = ("fp16", "fp32")
+TENSORRT_ORDER: tuple[Precision, ...] = ("unfused",)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

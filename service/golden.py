@@ -5,7 +5,8 @@ Suffixes: K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from relevance.calibration import expected_gain
 from relevance.errors import ParityError
 from relevance.tokenization import PairTokenizer, TokenIds
 from service.scorer import Session
+from service.tensorrt import Profile
 
+_ALONE = "alone"
 _PADDING = 7
 _PROBE = 3
 _BATCH = 8
@@ -37,10 +40,11 @@ class Replay:
     n_tiers_compared: int
 
 
-def replay(bundle: Bundle, session: Session, precision: Precision) -> Replay:
+def replay(bundle: Bundle, session: Session, precision: Precision, profiles: Sequence[Profile] = ()) -> Replay:
     """Check token ids exactly, then logits and tiers of each golden pair: alone, in mixed batches, reversed and padded.
 
-    Args: precision: whose frozen logits to compare with.
+    Args: precision: whose frozen logits to compare with; profiles: the only shapes that the session runs: each is also
+        given its largest batch, golden pairs of all lengths in turn.
     Raises: ParityError: naming the first pair that differs, or if the bundle has fewer than two golden pairs.
     """
     pairs = bundle.golden
@@ -53,8 +57,8 @@ def replay(bundle: Bundle, session: Session, precision: Precision) -> Replay:
     expected_NK = np.asarray([pair.logits[precision] for pair in pairs])
     tolerance = bundle.manifest.graphs[precision].tolerance
     worst = 0.0
-    compared = 0
-    for how, rows, found_nK in _batchings(bundle.tokenizer, session, tokens):
+    compared: Counter[str] = Counter()
+    for how, rows, found_nK in _batchings(bundle.tokenizer, session, tokens, profiles):
         difference_n = np.abs(found_nK - expected_NK[rows]).max(axis=1)
         for row, difference in zip(rows, difference_n.tolist(), strict=True):
             if not difference <= tolerance:
@@ -63,8 +67,8 @@ def replay(bundle: Bundle, session: Session, precision: Precision) -> Replay:
                     f"found a difference of {difference:g}"
                 )
         worst = max(worst, float(difference_n.max()))
-        compared += _check_tiers(bundle, rows, expected_NK[rows], found_nK, tolerance)
-    return Replay(len(pairs), worst, tolerance, compared // 3)
+        compared[how] += _check_tiers(bundle, rows, expected_NK[rows], found_nK, tolerance)
+    return Replay(len(pairs), worst, tolerance, compared[_ALONE])
 
 
 def probe(bundle: Bundle, session: Session, precision: Precision) -> None:
@@ -95,18 +99,30 @@ def _check_tokens(bundle: Bundle, number: int, pair: GoldenPair) -> tuple[TokenI
 
 
 def _batchings(
-    tokenizer: PairTokenizer, session: Session, tokens: list[tuple[TokenIds, TokenIds]]
+    tokenizer: PairTokenizer, session: Session, tokens: list[tuple[TokenIds, TokenIds]], profiles: Sequence[Profile]
 ) -> Iterator[tuple[str, list[int], NDArray[np.float32]]]:
     rows = list(range(len(tokens)))
     alone = [session.run(tokenizer.collate([query], [item])) for query, item in tokens]
-    yield "alone", rows, np.concatenate(alone)
+    yield _ALONE, rows, np.concatenate(alone)
     for how, order, padding in (("in a batch", rows, 0), ("in a reversed, padded batch", rows[::-1], _PADDING)):
         for start in range(0, len(order), _BATCH):
             chosen = order[start : start + _BATCH]
-            queries, items = [tokens[row][0] for row in chosen], [tokens[row][1] for row in chosen]
+            queries, items = _columns(tokens, chosen)
             width = tokenizer.collate(queries, items).input_ids_BL.shape[1]
             batch = tokenizer.collate(queries, items, pad_to=min(width + padding, tokenizer.max_pair_tokens))
             yield how, chosen, session.run(batch)
+    for profile in profiles:
+        fitting = [
+            row for row in rows if tokenizer.collate(*_columns(tokens, [row])).input_ids_BL.size <= profile.length
+        ]
+        chosen = [fitting[number % len(fitting)] for number in range(profile.rows if fitting else 0)]
+        if chosen:
+            batch = tokenizer.collate(*_columns(tokens, chosen), pad_to=profile.length)
+            yield f"in a batch of {profile.rows} × {profile.length} tokens", chosen, session.run(batch)
+
+
+def _columns(tokens: list[tuple[TokenIds, TokenIds]], rows: list[int]) -> tuple[list[TokenIds], list[TokenIds]]:
+    return [tokens[row][0] for row in rows], [tokens[row][1] for row in rows]
 
 
 def _check_tiers(

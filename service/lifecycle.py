@@ -288,7 +288,7 @@ class Service:
                 max_requests=settings.max_queued_requests,
                 engines=EngineOptions(
                     count=settings.n_engines,
-                    prefetch=settings.provider == "cuda" if settings.prefetch is None else settings.prefetch,
+                    prefetch=settings.on_gpu if settings.prefetch is None else settings.prefetch,
                     hang_s=settings.hang_s,
                     canary_s=settings.canary_s,
                 ),
@@ -341,6 +341,8 @@ class Service:
             "bundle": manifest.bundle_id,
             "model": manifest.model_id,
             "precision": model.session.precision,
+            "nodes": model.session.nodes,
+            "flops_on_provider": round(model.session.flops_share, 4),
             "engines": self.settings.n_engines,
             "threads": self.settings.session_threads,
             "tokens_per_s": round(model.speed.tokens_per_s),

@@ -88,11 +88,17 @@ def load_model(settings: Settings) -> Model:
     bundle = open_model_bundle(settings)
     n_sessions = 1 if settings.session_threads == 1 else settings.n_engines
     sessions = tuple(
-        OnnxSession(bundle, precision=settings.precision, provider=settings.provider, threads=settings.session_threads)
+        OnnxSession(
+            bundle,
+            precision=settings.precision,
+            provider=settings.provider,
+            threads=settings.session_threads,
+            engine_cache=settings.engine_cache,
+        )
         for _ in range(n_sessions)
     )
     first, *more = sessions
-    shown = replay(bundle, first, first.precision)
+    shown = replay(bundle, first, first.precision, first.profiles)
     for session in more:
         probe(bundle, session, session.precision)
     if settings.item_cache_entries and settings.item_cache_bytes:

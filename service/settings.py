@@ -78,7 +78,8 @@ class Settings(BaseSettings):
     bundle_id: str | None = None
     policy: Path | None = None
     precision: Literal["auto"] | Precision = "auto"
-    provider: Literal["cpu", "cuda"] = "cpu"
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    engine_cache: Path | None = None
     mode: Literal["score", "passthrough"] = "score"
 
     threads: int | None = Field(default=None, ge=1, le=1024)
@@ -114,16 +115,21 @@ class Settings(BaseSettings):
     shutdown_s: int = Field(default=30, ge=1)
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the provider runs on a GPU."""
+        return self.provider != "cpu"
+
+    @property
     def batch_s(self) -> float:
         """Seconds of a batch: as set, else 40 ms on a CPU and 8 ms on a GPU."""
-        return (self.batch_ms or (8.0 if self.provider == "cuda" else 40.0)) / 1000
+        return (self.batch_ms or (8.0 if self.on_gpu else 40.0)) / 1000
 
     @property
     def n_engines(self) -> int:
         """Engine threads: as set, else one a GPU, and on a CPU as many as the quota has room for at `threads` each."""
         if self.engines is not None:
             return self.engines
-        return 1 if self.provider == "cuda" else max(1, default_threads() // (self.threads or 1))
+        return 1 if self.on_gpu else max(1, default_threads() // (self.threads or 1))
 
     @property
     def session_threads(self) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from relevance.bundle import Precision, open_bundle
+from relevance.bundle import TENSORRT_ORDER, Precision, open_bundle
 from service.golden import replay
 from service.session import OnnxSession
 from service.settings import default_threads
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="relevance verify", description=__doc__)
     parser.add_argument("bundle", type=Path, help="bundle directory")
-    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu")
+    parser.add_argument("--engine-cache", type=Path, help="folder that keeps TensorRT's engines, for a service to find")
     arguments = parser.parse_args(argv)
     bundle = open_bundle(arguments.bundle)
     manifest = bundle.manifest
@@ -27,15 +28,24 @@ def main(argv: list[str]) -> int:
     _tell(f"bundle {manifest.bundle_id} ({manifest.model_id}), schema {manifest.schema_version}")
     _tell(f"files: {len(manifest.files)} as listed, {size / 1e6:.1f} MB, every sha256 right")
     precisions: list[Precision] = sorted(manifest.graphs)
+    if arguments.provider == "tensorrt":
+        precisions = [*TENSORRT_ORDER]
     for precision in precisions:
-        if not manifest.graphs[precision].gate.passed:
+        if precision in manifest.graphs and not manifest.graphs[precision].gate.passed:
             _tell(f"{precision}: failed its gate at export, never served, not replayed")
             continue
-        session = OnnxSession(bundle, precision=precision, provider=arguments.provider, threads=default_threads())
-        shown = replay(bundle, session, precision)
+        session = OnnxSession(
+            bundle,
+            precision=precision,
+            provider=arguments.provider,
+            threads=default_threads(),
+            engine_cache=arguments.engine_cache,
+        )
+        shown = replay(bundle, session, precision, session.profiles)
         _tell(
             f"{precision}: {shown.n_pairs} golden pairs, alone and in two batchings, token ids exact, largest |Δlogit| "
-            f"{shown.max_abs_difference:.2g} (tolerance {shown.tolerance:g}), {shown.n_tiers_compared} tiers equal"
+            f"{shown.max_abs_difference:.2g} (tolerance {shown.tolerance:g}), {shown.n_tiers_compared} tiers equal; "
+            f"{session.flops_share:.1%} of the FLOPs on {arguments.provider}"
         )
     return 0
 

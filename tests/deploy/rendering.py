@@ -24,7 +24,7 @@ K8S = ROOT / "k8s"
 KUSTOMIZATION = "kustomization.yaml"
 OLDEST_WITH_COMPONENTS = 27
 EXAMPLES = ("examples/canary", "examples/keda", "examples/redis", "examples/shadow")
-ENTRIES = ("overlays/cpu", "overlays/cpu-claim", "overlays/gpu", *EXAMPLES)
+ENTRIES = ("overlays/cpu", "overlays/cpu-claim", "overlays/gpu", "overlays/tensorrt-gpu", *EXAMPLES)
 DELIVERY = "examples/deliver"
 Document = dict[str, Any]
 

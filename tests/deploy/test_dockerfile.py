@@ -143,7 +143,7 @@ def test_a_target_runs_as_a_numbered_user_and_ends_on_sigterm(target: str):
 
 
 def test_the_two_targets_differ_in_what_a_gpu_needs_and_nothing_else():
-    """The same lines after the extra is named; the gpu target adds its provider."""
+    """The same lines after the extra is named; the gpu target adds its provider and a volume for TensorRT's engines."""
     builds = {
         name: [v.replace("service-gpu", "service") for v in STAGES[f"{name}-build"].values("RUN")] for name in TARGETS
     }
@@ -152,8 +152,13 @@ def test_the_two_targets_differ_in_what_a_gpu_needs_and_nothing_else():
     assert builds["cpu"] == builds["gpu"]
     assert "'.[service]'" in STAGES["cpu-build"].values("RUN")[0]
     assert "'.[service-gpu]'" in STAGES["gpu-build"].values("RUN")[0]
-    assert environments["gpu"].items() - environments["cpu"].items() == {("RELEVANCE_PROVIDER", "cuda")}
-    for instruction in ("VOLUME", "HEALTHCHECK", "COPY", "USER"):
+    assert environments["gpu"].items() - environments["cpu"].items() == {
+        ("RELEVANCE_PROVIDER", "cuda"),
+        ("RELEVANCE_ENGINE_CACHE", "/engines"),
+    }
+    assert [STAGES[name].values("VOLUME") for name in TARGETS] == [['["/bundles"]'], ['["/bundles", "/engines"]']]
+    assert "/bundles /engines" in STAGES["gpu-base"].values("RUN")[0]
+    for instruction in ("HEALTHCHECK", "COPY", "USER"):
         assert STAGES["gpu"].values(instruction) == [
             value.replace("cpu-build", "gpu-build") for value in STAGES["cpu"].values(instruction)
         ]

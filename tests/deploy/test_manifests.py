@@ -229,18 +229,19 @@ def test_a_pod_has_time_to_drain_and_a_rollout_never_takes_one_away_first(entry:
 
 @every_entry
 def test_the_bundle_is_ordered_by_id_and_the_service_may_only_read_it(entry: str):
-    """The init container insists on the id in the settings; the service mounts nothing writable but its scratch."""
+    """The init container insists on the id in the settings; writable are its scratch and engines."""
     for _, _, spec in server_pods(entry):
         [server] = spec["containers"]
         volumes = {volume["name"] for volume in spec["volumes"]}
         for container in containers(spec):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-        assert {m["mountPath"] for m in server["volumeMounts"] if not m.get("readOnly")} == {"/tmp"}
+        given = settings_of(entry, server)
+        engines = {given["RELEVANCE_ENGINE_CACHE"]} if given.get("RELEVANCE_PROVIDER") == "tensorrt" else set()
+        assert {m["mountPath"] for m in server["volumeMounts"] if not m.get("readOnly")} == {"/tmp", *engines}
         first = spec["initContainers"][0]
         assert first["args"][:2] == ["bundle", "add"]
         assert first["args"][first["args"].index("--id") + 1] == "$(RELEVANCE_BUNDLE_ID)"
         assert "--use" in first["args"]
-        given = settings_of(entry, server)
         assert settings_of(entry, first) == given
         if first["args"][2] == "/opt/relevance/default_bundle":
             assert given["RELEVANCE_BUNDLE_ID"] == open_bundle(DEFAULT_BUNDLE).manifest.bundle_id
