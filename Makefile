@@ -7,7 +7,7 @@ OUT ?= runs/$(RECIPE)
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: serve test check bench pipeline dashboards check-gpu-image golden install-service install-all clean
+.PHONY: serve test check bench load pipeline dashboards check-gpu-image contracts golden install-service install-all clean
 
 serve: $(VENV)/service.stamp  ## run the service on the embedded default bundle
 	$(BIN)/relevance serve --host $(HOST) --port $(PORT)
@@ -25,6 +25,9 @@ bench: $(VENV)/all.stamp  ## throughput ratios, results under benchmarks/results
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 	$(BIN)/python -m benchmarks.extractor
 
+load: $(VENV)/all.stamp  ## Locust for two minutes, report in runs/load: make load [HOST_URL=http://…] [ARGS=…]
+	$(BIN)/python -m benchmarks.locust --out runs/load $(if $(HOST_URL),--host $(HOST_URL)) $(ARGS)
+
 pipeline: $(VENV)/all.stamp  ## pairs to a verified bundle: make pipeline RECIPE=tiny OUT=runs/tiny
 	$(BIN)/relevance pipeline --recipe $(RECIPE) --out $(OUT) $(ARGS)
 	$(BIN)/relevance verify $(OUT)/export/bundle
@@ -34,6 +37,9 @@ dashboards: $(VENV)/all.stamp  ## rewrite Prometheus rules and Grafana dashboard
 
 check-gpu-image: $(VENV)/all.stamp  ## replay the gpu image's build: downloads onnxruntime-gpu
 	RELEVANCE_REPLAY_GPU=1 $(BIN)/python -m pytest -q tests/deploy/test_gpu_image.py
+
+contracts: $(VENV)/all.stamp  ## point every rerank client that we promise at a live service: installs each of them
+	RELEVANCE_ALL_CLIENTS=1 $(BIN)/python -m pytest -q tests/service/test_rerank_clients.py
 
 golden: $(VENV)/all.stamp  ## rewrite the golden files; review them as a diff
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -k golden
