@@ -1,19 +1,22 @@
 """The rerank routes: the calls of other servers' clients, answered by the same model, every document with a score.
 
 Their dialects have no word for an unscored document, so a call of which one stays unscored fails as a whole and tells
-why; clients then fall back to their first stage's order.
+why; clients then fall back to their first stage's order. With the kill switch on nothing fails: every document comes
+back in the caller's order with the score 1, which no threshold drops, and the header X-Mode says `passthrough`.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from relevance.errors import DeadlineError, EngineError, NotReadyError
+from relevance.errors import DeadlineError, EngineError
 from service.batcher import Answer, Work
 from service.rerank_dialects import (
     RerankRequest,
@@ -71,9 +74,7 @@ async def models(request: Request) -> Response:
 async def _rerank(request: Request, *, only_documents: bool, cohere: bool = False) -> Response:
     began, arrived = perf_counter(), monotonic()
     service, state = service_of(request), request.state
-    service.running()
-    if service.mode == "passthrough":
-        raise NotReadyError("expected a service that scores, found its kill switch on; keep your own order")
+    batcher = service.running()
     most = service.settings.max_items
     parse = partial(parse_rerank_request, max_items=most, only_documents=only_documents)
     asked, items = await read_asked(request, parse)
@@ -87,10 +88,17 @@ async def _rerank(request: Request, *, only_documents: bool, cohere: bool = Fals
         priority="normal",
         span=state.span,
     )
-    answer = await scored_answer(request, work)
-    _refuse_unscored(answer.scored)
+    passes = service.mode == "passthrough"
+    if passes:
+        answer = batcher.pass_through(work)
+        answer = replace(answer, scored=replace(answer.scored, score_B=np.ones(len(items))))
+    else:
+        answer = await scored_answer(request, work)
+        _refuse_unscored(answer.scored)
     timing_ms = report(request, work=work, answer=answer, began=began)
     response = await rendered(request, partial(_body, asked, answer, state.request_id, cohere=cohere), answer)
+    if passes:
+        response.headers["X-Mode"] = "passthrough"
     manifest = answer.model.bundle.manifest
     response.headers["X-Model-Version"] = f"{manifest.model_id}@{manifest.bundle_id}"
     response.headers["X-Calibration-Version"] = answer.model.bundle.calibrator.version

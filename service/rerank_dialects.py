@@ -140,7 +140,7 @@ def models_body(bundle: Bundle) -> dict[str, Any]:
 def _item(document: str | RerankDocument, place: int) -> Item:
     if isinstance(document, str):
         return Item(title=document)
-    if document.title is not None:
+    if document.title:
         return Item(title=document.title, brand=document.brand, color=document.color, text=document.text)
     if document.text is None:
         raise SchemaError(((f"/documents/{place}", "Expected a text, or an object with a text or a title"),))

@@ -149,8 +149,9 @@ def start_server(bundle: Path, *, faults: Path | None = None, **settings: str) -
     process.kill()
     process.wait()
     client.close()
-    output.seek(0)
-    raise RuntimeError(f"the service did not start: {output.read()}")
+    with output:
+        output.seek(0)
+        raise RuntimeError(f"the service did not start: {output.read()}")
 
 
 @pytest.fixture(scope="session")

@@ -97,12 +97,12 @@ def test_raw_scores_are_the_logits_of_the_calibrated_ones(server):
 
 
 def test_a_document_may_be_an_object(server, scores):
-    """`{text}` is a text, `{title, …}` an item; each comes back as it was given, other fields left out."""
-    documents = [{"text": DOCUMENTS[0], "image": 1}, {"title": DOCUMENTS[1], "brand": "Ostra"}, DOCUMENTS[3]]
+    """`{text}` is a text, one with a title an item; each comes back as it was given, other fields left out."""
+    documents = [{"text": DOCUMENTS[0], "title": ""}, {"title": DOCUMENTS[1], "brand": "Ostra", "n": 1}, DOCUMENTS[3]]
     rows = ask(server, "/v1/rerank", documents=documents, return_documents=True).json()["results"]
     found = {row["index"]: row for row in rows}
 
-    assert found[0]["document"] == {"text": DOCUMENTS[0]}
+    assert found[0]["document"] == {"title": "", "text": DOCUMENTS[0]}
     assert found[1]["document"] == {"title": DOCUMENTS[1], "brand": "Ostra"}
     assert found[2]["document"] == {"text": DOCUMENTS[3]}
     assert found[0]["relevance_score"] == pytest.approx(scores[0], abs=1e-6)
@@ -145,16 +145,18 @@ def test_too_many_documents_are_refused_with_the_limit(launch_shared, name):
         assert response.json()["detail"].startswith(f"{name}: expected at most 4, found ")
 
 
-def test_with_the_kill_switch_on_a_rerank_call_says_so(launch_shared):
-    """The dialects cannot say `unscored`: 503, after which clients keep the order they had."""
+def test_with_the_kill_switch_on_every_document_keeps_its_place(launch_shared):
+    """Nothing fails or is dropped: the caller's order, a score that no threshold drops, a header that says so."""
     server = launch_shared(max_items="4")
     server.client.post("/admin/mode", json={"mode": "passthrough"})
-    response = ask(server, documents=["a"])
+    response = ask(server, documents=["a", "b", "c"], top_n=2)
+    texts = ask(server, texts=["a", "b", "c"]).json()
     server.client.post("/admin/mode", json={"mode": "score"})
 
-    assert response.status_code == 503
-    assert "kill switch" in response.json()["detail"]
-    assert ask(server, documents=["a"]).status_code == 200
+    assert response.headers["x-mode"] == "passthrough"
+    assert response.json()["results"] == [{"index": n, "relevance_score": 1.0} for n in range(2)]
+    assert texts == [{"index": n, "score": 1.0} for n in range(3)]
+    assert "x-mode" not in ask(server, documents=["a"]).headers
 
 
 def test_a_deadline_that_passes_fails_the_whole_call(launch):

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 
 URL = os.environ["RERANK_URL"]
+BUSY_URL = os.environ["RERANK_BUSY_URL"]
+"""A server that has no room for another call; empty where refusals are not asked for."""
 KEY = os.environ["RERANK_KEY"]
 QUERY, DOCUMENTS = json.loads(os.environ["RERANK_CALL"])
 

@@ -12,13 +12,21 @@ with cohere.ClientV2(api_key=reported.KEY, base_url=reported.URL) as client:
     )
     reported.ranking("every", [(row.index, row.relevance_score) for row in every.results])
     reported.ranking("best two", [(row.index, row.relevance_score) for row in best.results])
-    try:
-        client.rerank(model="any", query=reported.QUERY, documents=[])
-    except cohere.BadRequestError as error:
-        reported.refusal(error.body["message"])
-    try:
-        cohere.ClientV2(api_key="wrong-key-0123456789", base_url=reported.URL).rerank(
-            model="any", query=reported.QUERY, documents=["a"]
-        )
-    except cohere.UnauthorizedError as error:
-        reported.refusal(error.body["message"])
+
+    if reported.BUSY_URL:
+        try:
+            client.rerank(model="any", query=reported.QUERY, documents=[])
+        except cohere.BadRequestError as error:
+            reported.refusal(error.body["message"])
+        try:
+            cohere.ClientV2(api_key="wrong-key-0123456789", base_url=reported.URL).rerank(
+                model="any", query=reported.QUERY, documents=["a"]
+            )
+        except cohere.UnauthorizedError as error:
+            reported.refusal(error.body["message"])
+        try:
+            cohere.ClientV2(api_key=reported.KEY, base_url=reported.BUSY_URL).rerank(
+                model="any", query=reported.QUERY, documents=["a"], request_options={"max_retries": 0}
+            )
+        except cohere.TooManyRequestsError as error:
+            reported.refusal(error.body["error_type"])
