@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bundle": ("service.bundle_store", "service", "deliver bundles by digest into a folder, switch, roll back"),
     "serve": ("service.__main__", "service", "run the service"),
     "drain": ("service.drain", "service", "pre-stop hook: readiness off, then wait for load balancers"),
+    "capacity": ("service.capacity", "service", "how many replicas a load needs, by simulation"),
     "score": ("service.score_file", "service", "score a JSONL or Parquet file of pairs offline"),
 }
 

@@ -1,7 +1,8 @@
 """`relevance score FILE`: score a JSONL or Parquet file of pairs offline, with the service's own scorer.
 
 Consecutive rows of one query are scored together. Finished groups are appended to a part file beside the output; a run
-that was killed goes on after the last whole group, and the finished file is the same to the byte.
+that was killed goes on after the last whole group, and the finished file is the same to the byte. `--ray` scores the
+groups on a Ray cluster instead; all else, the part file included, is the same.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic_core import to_json
 from tqdm import tqdm
 
-from relevance.errors import InputError, QueryTooLongError, RowError
+from relevance.errors import InputError, RowError
 from relevance.pairs import BadRows, Pair, read_pairs
-from service.model import load_model
-from service.scorer import REASONS, TOKEN_BUDGET, Scored, Scorer
-from service.settings import load_settings
+from service.model import Model, load_model
+from service.ray_scoring import LOCAL, Cluster, score_over_ray
+from service.score_group import ScoredGroup, policy_hash, score_group
+from service.scorer import TOKEN_BUDGET
+from service.settings import Settings, load_settings
 
-_DECIMALS = 6
 _PARQUET_ROWS = 50_000
 
 
@@ -60,6 +61,18 @@ class Part:
                 file.readline()
             file.truncate(file.tell())
 
+    def skip(self, groups: Iterable[list[Pair]], done: int) -> tuple[int, Iterator[list[Pair]]]:
+        """Give how many rows of whole groups are among the lines done, which stay, and the groups still to score."""
+        n_rows = 0
+        rest = iter(groups)
+        for group in rest:
+            if n_rows + len(group) > done:
+                rest = chain([group], rest)
+                break
+            n_rows += len(group)
+        self.cut(n_rows)
+        return n_rows, rest
+
 
 def main(argv: list[str]) -> int:
     """Score one file.
@@ -80,7 +93,7 @@ def main(argv: list[str]) -> int:
     origin = {
         "input": _sha256(arguments.file),
         "bundle": model.bundle.manifest.bundle_id,
-        "policy": hashlib.sha256(model.bundle.policy.model_dump_json().encode()).hexdigest(),
+        "policy": policy_hash(model),
         "precision": model.session.precision,
         "batch": arguments.batch,
         "batch_tokens": TOKEN_BUDGET,
@@ -89,7 +102,10 @@ def main(argv: list[str]) -> int:
     done = part.resume(origin)
     bad_rows = BadRows(policy=arguments.on_bad_row)
     groups = group_pairs(read_pairs(arguments.file, bad_rows), at_most=arguments.batch)
-    n_rows = _score_groups(model.scorer, groups, part, done, bad_rows=bad_rows, where=arguments.file.name)
+    skipped, rest = part.skip(groups, done)
+    answers = _over_ray(rest, arguments, settings, model) if arguments.ray else _here(rest, model)
+    with closing(answers):
+        n_rows = _append(answers, part, skipped, bad_rows=bad_rows, where=arguments.file.name)
     _publish(part, out)
     sys.stderr.write(f"relevance score: {n_rows} rows → {out}; {bad_rows.count} bad rows skipped\n")
     for error in bad_rows.first:
@@ -109,54 +125,38 @@ def group_pairs(pairs: Iterable[Pair], *, at_most: int) -> Iterator[list[Pair]]:
         yield group
 
 
-def output_lines(group: list[Pair], scored: Scored, classes: tuple[str, ...]) -> bytes:
-    """Give one JSON line a pair, in input order."""
-    lines = []
-    for row, (pair, score) in enumerate(zip(group, np.round(scored.score_B, _DECIMALS).tolist(), strict=True)):
-        reason = int(scored.reason_B[row])
-        line = {
-            "query_id": pair.query.id,
-            "item_id": pair.item.id,
-            "score": None if reason else score,
-            "tier": None if reason else int(scored.tier_B[row]),
-            "label": None if reason else classes[scored.label_B[row]],
-            "kept": bool(scored.kept_B[row]),
-            "truncated": bool(scored.truncated_B[row]),
-            "policy_locale": scored.policy_locale,
-            "reason": REASONS[reason - 1] if reason else None,
-        }
-        lines.append(to_json(line) + b"\n")
-    return b"".join(lines)
+def _here(groups: Iterable[list[Pair]], model: Model) -> Generator[ScoredGroup]:
+    for group in groups:
+        yield score_group(model.scorer, group)
 
 
-def _score_groups(
-    scorer: Scorer, groups: Iterable[list[Pair]], part: Part, done: int, *, bad_rows: BadRows, where: str
-) -> int:
-    classes = scorer.bundle.scheme.classes
-    n_rows = 0
-    resuming = True
-    with part.lines.open("r+b") as file, tqdm(unit="rows", file=sys.stderr, disable=None) as progress:
-        for group in groups:
-            progress.update(len(group))
-            if resuming and n_rows + len(group) <= done:
-                n_rows += len(group)
-                continue
-            if resuming:
-                part.cut(n_rows)
-                file.seek(0, os.SEEK_END)
-                resuming = False
-            query = group[0].query
-            try:
-                scored = scorer.score(query.text, [pair.item for pair in group], locale=query.locale)
-            except QueryTooLongError as error:
-                for _ in group:
-                    bad_rows.add(RowError(where, n_rows + 1, "query", str(error)))
-                scored = scorer.unscored(len(group), "error", locale=query.locale)
-            file.write(output_lines(group, scored, classes))
+def _over_ray(
+    groups: Iterable[list[Pair]], arguments: argparse.Namespace, settings: Settings, model: Model
+) -> Generator[ScoredGroup]:
+    """Score with this very bundle, policy and precision on every node, one engine a worker."""
+    same = {
+        "bundle": settings.bundle.resolve(),
+        "bundle_id": model.bundle.manifest.bundle_id,
+        "policy": settings.policy.resolve() if settings.policy is not None else None,
+        "precision": model.session.precision,
+        "engines": 1,
+        "threads": settings.threads or 1,
+    }
+    cluster = Cluster(arguments.ray, arguments.workers)
+    return score_over_ray(groups, cluster, settings.model_copy(update=same), policy=policy_hash(model))
+
+
+def _append(answers: Iterator[ScoredGroup], part: Part, n_rows: int, *, bad_rows: BadRows, where: str) -> int:
+    """Append what was scored after so many rows, group by group, and give how many rows there are now."""
+    with part.lines.open("ab") as file, tqdm(unit="rows", initial=n_rows, file=sys.stderr, disable=None) as progress:
+        for group in answers:
+            if group.problem is not None:
+                for _ in range(group.n_rows):
+                    bad_rows.add(RowError(where, n_rows + 1, "query", group.problem))
+            file.write(group.lines)
             file.flush()
-            n_rows += len(group)
-    if resuming:
-        part.cut(n_rows)
+            n_rows += group.n_rows
+            progress.update(group.n_rows)
     return n_rows
 
 
@@ -211,8 +211,16 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4096, help="most rows of one query scored together")
     parser.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail", help="what a bad row does")
     parser.add_argument("--precision", help="auto, fp32, fp16, int8w or int8 (default auto)")
-    parser.add_argument("--threads", type=int, help="intra-op threads (default: the CPU quota)")
+    parser.add_argument("--threads", type=int, help="intra-op threads (default: the CPU quota; with --ray 1 a worker)")
+    parser.add_argument("--ray", metavar=f"ADDRESS|{LOCAL}", help="score on a Ray cluster, or on one of this machine")
+    parser.add_argument("--workers", type=int, help="scorers on the cluster (default: as many as it has room for)")
     arguments = parser.parse_args(argv)
+    for option in ("workers", "threads"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise InputError(f"--{option}: expected at least 1, found {value}")
+    if arguments.workers is not None and arguments.ray is None:
+        raise InputError("--workers: expected --ray beside it, found none")
     if arguments.batch < 1:
         raise InputError(f"--batch: expected at least 1, found {arguments.batch}")
     return arguments
