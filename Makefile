@@ -2,18 +2,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_VENV ?= runs/gpu-venv
 RECIPE ?= tiny
 OUT ?= runs/$(RECIPE)
 HOST ?= 127.0.0.1
+# Texts of the load test: the labelled pairs where they are, else generated.
+LOAD_DATA ?= $(wildcard ../shared/data/esci-mini/esci_mini.parquet)
 PORT ?= 8000
 
-.PHONY: serve test check bench load pipeline dashboards check-gpu-image contracts golden install-service install-all clean
+.PHONY: serve test check bench load peers gpu pipeline dashboards check-gpu-image contracts golden install-service install-all clean
 
 serve: $(VENV)/service.stamp  ## run the service on the embedded default bundle
 	$(BIN)/relevance serve --host $(HOST) --port $(PORT)
 
+# Tests of models and files keep a core busy each, so they run side by side; those of servers wait and measure, alone.
 test: $(VENV)/all.stamp  ## every test that this machine can run
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile tests/contracts tests/export tests/relevance tests/training
+	$(BIN)/python -m pytest tests/deploy tests/service $(wildcard tests/test_*.py)
 
 check: $(VENV)/all.stamp  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -26,7 +31,13 @@ bench: $(VENV)/all.stamp  ## throughput ratios, results under benchmarks/results
 	$(BIN)/python -m benchmarks.extractor
 
 load: $(VENV)/all.stamp  ## Locust for two minutes, report in runs/load: make load [HOST_URL=http://…] [ARGS=…]
-	$(BIN)/python -m benchmarks.locust --out runs/load $(if $(HOST_URL),--host $(HOST_URL)) $(ARGS)
+	$(BIN)/python -m benchmarks.locust --out runs/load $(if $(HOST_URL),--host $(HOST_URL)) $(if $(LOAD_DATA),--data $(LOAD_DATA)) $(ARGS)
+
+peers: $(VENV)/all.stamp  ## Infinity, a CrossEncoder server and ours side by side; installs them under runs/peers
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+gpu: $(GPU_VENV)/gpu.stamp  ## the paper's Table 2 and /score on a GPU, in an environment of its own: make gpu [ARGS=…]
+	$(GPU_VENV)/bin/python -m benchmarks.gpu $(ARGS)
 
 pipeline: $(VENV)/all.stamp  ## pairs to a verified bundle: make pipeline RECIPE=tiny OUT=runs/tiny
 	$(BIN)/relevance pipeline --recipe $(RECIPE) --out $(OUT) $(ARGS)
@@ -52,10 +63,18 @@ $(VENV)/service.stamp: pyproject.toml constraints.txt
 	touch $@
 
 # torch first: its pinned version comes as the CPU build, which everything after it then keeps.
-$(VENV)/all.stamp: $(VENV)/service.stamp
+$(VENV)/all.stamp: $(VENV)/service.stamp clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,teacher,scale,export]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable clients/python
+	touch $@
+
+# onnxruntime and onnxruntime-gpu must not stand side by side, nor torch's CPU build where the GPU is measured.
+$(GPU_VENV)/gpu.stamp: pyproject.toml constraints.txt
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --constraint constraints.txt pip
+	$(GPU_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[service-gpu,export]' psutil
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info

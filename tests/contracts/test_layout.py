@@ -46,6 +46,13 @@ def test_the_service_imports_nothing_of_the_offline_world(path):
     assert not imported(path) & OFFLINE
 
 
+@pytest.mark.parametrize("path", files_of("clients/python/src"), ids=lambda path: path.name)
+def test_the_client_imports_its_dependencies_and_itself(path):
+    """Nothing of ours: it is installed where the service is not."""
+    foreign = imported(path) - set(sys.stdlib_module_names)
+    assert foreign <= {"httpx", "pydantic", "pydantic_core", "tenacity", "typing_extensions", "relevance_tiers_client"}
+
+
 def test_loading_the_core_loads_neither_torch_nor_pyarrow_nor_a_web_framework():
     """Seen from a fresh interpreter, with every module of the core loaded."""
     modules = [
@@ -62,7 +69,7 @@ def test_loading_the_core_loads_neither_torch_nor_pyarrow_nor_a_web_framework():
 
 
 def test_the_wheel_holds_exactly_the_four_packages():
-    """A client library would be a distribution of its own."""
+    """The client library is a distribution of its own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == PACKAGES
     assert {path.parent.name for path in ROOT.glob("*/py.typed")} == PACKAGES

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("relevance", "training", "export", "service")
+PACKAGES = ("relevance", "training", "export", "service", "clients/python/src/relevance_tiers_client")
 OURS = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FORBIDDEN = {"utils", "helpers", "common", "base", "misc"}

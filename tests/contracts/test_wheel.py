@@ -23,13 +23,17 @@ def run(*command, **options):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The project's wheel, built from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+def build(source, folder):
+    """Give the wheel of a distribution, built from the checkout."""
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
     (found,) = folder.glob("*.whl")
     return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The project's wheel."""
+    return build(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,24 @@ def test_the_wheel_holds_our_four_packages_and_nothing_else(wheel):
 
     assert top == {"relevance", "service", "training", "export"}
     assert "service/default_bundle/manifest.json" in names
+
+
+def test_the_client_is_a_wheel_of_its_own(tmp_path):
+    """One typed package with its licence, and the four things that it needs."""
+    with zipfile.ZipFile(build(ROOT / "clients" / "python", tmp_path)) as client:
+        names = client.namelist()
+        (about,) = (client.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"relevance_tiers_client"}
+    assert "relevance_tiers_client/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    needed = [line for line in about.splitlines() if line.startswith("Requires-Dist: ")]
+    assert [line.split(" ")[1].split(">")[0] for line in needed] == [
+        "httpx",
+        "pydantic",
+        "tenacity",
+        "typing-extensions",
+    ]
 
 
 def test_serving_needs_neither_torch_nor_transformers(python, tmp_path):
