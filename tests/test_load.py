@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,32 @@ from benchmarks.locust.outcomes import Outcome, Thresholds, by_kind, overload, v
 from benchmarks.servers import PROJECT, Server
 
 MIX = Mix({50: 0.8, 500: 0.15, 3000: 0.05})
-LIMITS = Thresholds({50: 1.0}, error_ratio=0.01)
+LIMITS = Thresholds({50: 1.0}, error_ratio=0.01, goodput=0.8, cached=0.95)
 LOCUST = [sys.executable, "-m", "locust", "-f", "benchmarks/locust/locustfile.py", "--headless"]
 
 
-def outcome(kind: str = "cold", status: int = 200, *, latency_s: float = 0.5, retry_after: bool = False) -> Outcome:
+def outcome(
+    kind: str = "cold",
+    status: int = 200,
+    *,
+    latency_s: float = 0.5,
+    retry_after: bool = False,
+    scored: int = 50,
+    computed: int | None = None,
+) -> Outcome:
     """Give what became of a call of 50 items whose limit is one second."""
-    scored = 50 if status == 200 else 0
-    return Outcome(kind, 50, 0.0, latency_s, status, retry_after, scored, computed=0 if kind == "warm" else 900)
+    if computed is None:
+        computed = 0 if kind == "warm" else 900
+    return Outcome(kind, 50, 0.0, latency_s, status, retry_after, scored if status == 200 else 0, computed)
 
 
-def broken(*outcomes: Outcome) -> list[str]:
-    """Give what the broken thresholds are about."""
-    return [one["about"] for one in verdicts(outcomes, LIMITS) if not one["kept"]]
+SHED = outcome("overload", 429, retry_after=True)
+
+
+def broken(*outcomes: Outcome, limits: Thresholds = LIMITS) -> list[str]:
+    """Give what the broken thresholds are about, at a capacity of two calls a second and an overload of one second."""
+    over = overload(outcomes, limits, capacity=100, seconds=1)
+    return [one["about"] for one in verdicts(outcomes, limits, over) if not one["kept"]]
 
 
 def test_the_phases_fill_the_schedule_and_offer_what_they_say(rng):
@@ -63,6 +77,17 @@ def test_sizes_come_in_their_shares(rng):
         assert abs(counts[size] - 10_000 * share) < 5 * (10_000 * share * (1 - share)) ** 0.5
 
 
+def test_no_new_call_repeats_a_pair_however_fast_the_service_is(tmp_path):
+    """Of one query and two titles too, a thousand times."""
+    path = tmp_path / "pairs.parquet"
+    columns = {"query": ["kettle"] * 2, "product_title": ["Kettle 2 l", "Kettle 3 l"]}
+    pq.write_table(pa.table(columns | {"query_locale": ["us"] * 2, "product_locale": ["us"] * 2}), path)
+    bodies = Bodies(path, Mix({2: 1.0}), exponent=1.0, seed=0)
+    read = [json.loads(bodies.new(2, limit_s=None)) for _ in range(1000)]
+
+    assert len({(body["query"], item["title"]) for body in read for item in body["items"]}) == 2000
+
+
 def test_new_calls_have_pairs_of_their_own_and_repeats_follow_the_law():
     """No pair twice in 40 calls; of two answered calls, exponent 1, the first is repeated in two cases of three."""
     bodies = Bodies(None, Mix({20: 1.0}), exponent=1.0, seed=0)
@@ -89,7 +114,7 @@ def test_texts_come_from_a_parquet_file_that_is_given(tmp_path):
     bodies = Bodies(path, Mix({2: 1.0}), exponent=1.0, seed=0)
     body = json.loads(bodies.new(2, limit_s=None))
 
-    assert body["query"] in {"kettle", "hose"}
+    assert body["query"] in {"kettle 0", "hose 0"}
     assert {item["title"] for item in body["items"]} == {"Kettle 2 l", "Hose 20 m"}
     assert "deadline_ms" not in body
     with pytest.raises(SystemExit, match="--sizes: expected at most 2 items, found 3"):
@@ -98,7 +123,9 @@ def test_texts_come_from_a_parquet_file_that_is_given(tmp_path):
 
 def test_answers_in_time_and_calls_shed_under_overload_break_nothing():
     """A 429 with Retry-After is what overload is answered with."""
-    assert broken(*[outcome()] * 99, outcome("overload", 429, retry_after=True), outcome("overload", latency_s=9)) == []
+    calls = [*[outcome()] * 99, outcome("warm"), *[outcome("overload")] * 2]
+
+    assert broken(*calls) == broken(*calls, SHED, outcome("overload", latency_s=9), outcome("overload", scored=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -106,20 +133,38 @@ def test_answers_in_time_and_calls_shed_under_overload_break_nothing():
     [
         (outcome(latency_s=1.5), ["p99 in ms of 50 items, cold"]),
         (outcome("cold", 429, retry_after=True), ["share of errors outside overload"]),
-        (outcome("overload", 429), ["429 without Retry-After"]),
-        (outcome("overload", 503), ["answers 5xx or none"]),
-        (outcome("overload", 0), ["answers 5xx or none"]),
-        (outcome("warm", 500), ["share of errors outside overload", "answers 5xx or none"]),
+        (outcome(scored=1), ["share of errors outside overload"]),
+        (SHED, ["goodput over capacity under overload"]),
+        (outcome("overload", latency_s=1.1), ["goodput over capacity under overload"]),
+        (outcome("overload", scored=49), ["goodput over capacity under overload"]),
+        (outcome("warm", computed=900), ["share of repeats wholly from the cache"]),
+        (outcome("cold", 429), ["share of errors outside overload", "429 without Retry-After"]),
+        (outcome("cold", 503), ["share of errors outside overload", "answers 5xx or none"]),
+        (outcome("cold", 0), ["share of errors outside overload", "answers 5xx or none"]),
     ],
 )
 def test_each_threshold_is_broken_by_what_it_forbids(bad, about):
-    """Two calls in 20 are above one in a hundred, and carry the p99."""
-    assert broken(*[outcome()] * 18, bad, bad) == about
+    """Two calls in 36 are above one in a hundred, and carry the p99; under overload they are all there is."""
+    assert broken(*[outcome()] * 17, *[outcome("warm")] * 17, bad, bad) == about
 
 
-def test_a_test_without_a_single_answer_is_broken():
-    """Nothing was measured."""
-    assert broken() == ["calls answered 200"]
+def test_under_overload_too_each_call_is_answered_and_told_when_to_come_back():
+    """With enough goodput beside them."""
+    good = [outcome(), outcome("warm"), *[outcome("overload")] * 2]
+
+    assert broken(*good, outcome("overload", 429)) == ["429 without Retry-After"]
+    assert broken(*good, outcome("overload", 503)) == broken(*good, outcome("overload", 0)) == ["answers 5xx or none"]
+
+
+def test_goodput_is_held_against_what_came_where_that_is_less_than_capacity():
+    """One call at half of capacity can have no more than half of it."""
+    assert broken(outcome(), outcome("warm"), outcome("overload")) == []
+
+
+def test_a_test_without_a_single_answer_or_repeat_is_broken():
+    """Nothing was measured; repeats are not missed where they are held against nothing."""
+    assert broken() == ["calls wholly scored", "share of repeats wholly from the cache"]
+    assert broken(outcome(), limits=replace(LIMITS, cached=None)) == []
 
 
 def test_figures_tell_cold_from_warm_and_what_came_of_the_overload():
@@ -128,7 +173,7 @@ def test_figures_tell_cold_from_warm_and_what_came_of_the_overload():
     outcomes = [
         outcome(),
         outcome("warm"),
-        *[outcome("overload", 429, retry_after=True)] * 2,
+        *[SHED] * 2,
         outcome("overload"),
         late,
     ]
@@ -137,12 +182,12 @@ def test_figures_tell_cold_from_warm_and_what_came_of_the_overload():
     assert (told["cold"]["50_items"]["wholly_from_cache"], told["warm"]["50_items"]["wholly_from_cache"]) == (0, 1)
     assert told["overload"]["50_items"]["answers"] == {"200": 2, "429": 2}
     assert told["overload"]["50_items"]["p99_ms"]["bound"] is None
-    assert (over["offered_over_capacity"], over["scored_in_time_over_capacity"], over["shed"]) == (2.0, 0.5, 2)
+    assert (over["offered_over_capacity"], over["goodput_over_capacity"], over["shed"]) == (2.0, 0.5, 2)
 
 
 def test_locust_runs_every_phase_and_writes_figures_and_a_page(tiny_bundle, tmp_path: Path):
     """A few seconds: limits that any machine keeps, and repeats that a cache answers."""
-    limits = ("--p99-ms", "60000", "60000", "60000")
+    limits = ("--p99-ms", "60000", "60000", "60000", "--min-goodput", "0.8")
     assert main(["--quick", "--bundle", str(tiny_bundle), "--out", str(tmp_path), "--capacity", "900", *limits]) == 0
 
     report = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
@@ -153,20 +198,29 @@ def test_locust_runs_every_phase_and_writes_figures_and_a_page(tiny_bundle, tmp_
     assert sum(one["wholly_from_cache"] for one in warm) == sum(one["calls"] for one in warm) > 0
     assert sum(one["wholly_from_cache"] for one in figures["calls"]["cold"].values()) == 0
     assert all(one["kept"] for one in figures["thresholds"])
+    assert {"goodput over capacity under overload", "share of repeats wholly from the cache"} <= {
+        one["about"] for one in figures["thresholds"]
+    }
     assert "warm, 5 items" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_broken_threshold_fails_the_run_and_is_named(tiny_bundle, tmp_path: Path):
-    """Nothing is scored within a microsecond, and the service says so by 504; capacity is measured here."""
+    """Nothing is scored within a microsecond, and the service, which asks for a key, says so by 504."""
     options = ["--sizes", "5", "--shares", "1", "--schedule-s", "1", "--calibrate-s", "0.2", "--p99-ms", "0.001"]
-    with Server(tiny_bundle) as server:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-for-the-load-test\n", encoding="utf-8")
+    with Server(tiny_bundle, api_keys=keys) as server:
         told = ["--host", f"http://127.0.0.1:{server.port}", "--figures", str(tmp_path / "load.json")]
+        told += ["--api-keys", str(keys)]
         done = subprocess.run([*LOCUST, *told, *options], cwd=PROJECT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 1
     assert "threshold broken: answers 5xx or none: bound 0" in done.stderr
-    figures = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))["figures"]
+    report = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
+    figures = report["figures"]
+    assert report["server"]["model"] == "tiny"
     assert figures["capacity_measured"]
+    assert "share of repeats wholly from the cache" not in {one["about"] for one in figures["thresholds"]}
     assert figures["capacity_pairs_per_s"] > 0
 
 

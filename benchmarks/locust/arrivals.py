@@ -111,7 +111,7 @@ def default_limits_s(sizes: Sequence[int], capacity: float) -> dict[int, float]:
 
 
 class Bodies:
-    """Makes the bodies of calls: new ones, whose pairs no cache knows, and repeats of answered ones by a Zipf law.
+    """Makes the bodies of calls: new ones, no pair of which came before, and repeats of answered ones by a Zipf law.
 
     Args: data: Parquet file with query, query_locale, product_title, product_locale, else texts are generated;
         exponent: the n-th oldest answered call of a size is repeated with a probability proportional to 1 / n^exponent.
@@ -129,11 +129,11 @@ class Bodies:
         self._answered: dict[int, list[bytes]] = {size: [] for size in mix.shares}
 
     def new(self, size: int, limit_s: float | None) -> bytes:
-        """Make a body of the next query and titles drawn for it.
+        """Make a body of the next query, numbered lest it come again, and titles drawn for it.
 
         Args: limit_s: None tells the service no deadline.
         """
-        query = self._queries[self._made % len(self._queries)]
+        query = f"{self._queries[self._made % len(self._queries)]} {self._made}"
         self._made += 1
         titles = [self._titles[i] for i in self._rng.choice(len(self._titles), size, replace=False).tolist()]
         told_s = None if limit_s is None else TOLD_SHARE * limit_s

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import gevent
 import numpy as np
@@ -57,6 +57,8 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--zipf", type=float, default=1.0, help="exponent of the law by which calls are repeated")
     parser.add_argument("--p99-ms", type=float, nargs="+", help="limit of each size; default: by capacity")
     parser.add_argument("--max-error-ratio", type=float, default=0.01, help="of the calls outside overload")
+    parser.add_argument("--min-goodput", type=float, default=0.8, help="under overload, of capacity")
+    parser.add_argument("--min-cached", type=float, help="share of the repeats that come wholly from the cache")
     parser.add_argument("--seed", type=int, default=0, help="another one gives calls that the service has not seen")
     parser.add_argument("--api-keys", type=Path, help="key file of the service, its first key is sent")
     parser.add_argument("--figures", type=Path, default=Path("runs/load/load.json"), help="where the figures go")
@@ -119,7 +121,7 @@ class Dispatcher(FastHttpUser):
         limits_s = default_limits_s(given.sizes, capacity)
         if given.p99_ms is not None:
             limits_s = {size: ms / 1000 for size, ms in zip(given.sizes, given.p99_ms, strict=True)}
-        thresholds = Thresholds(limits_s, given.max_error_ratio)
+        thresholds = Thresholds(limits_s, given.max_error_ratio, given.min_goodput, given.min_cached)
         cost = ClientCost()
         arrivals = schedule(capacity, self.mix, given.schedule_s, np.random.default_rng(given.seed))
         log.info("capacity %.0f pairs/s; %d calls in %.0f s", capacity, len(arrivals), given.schedule_s)
@@ -151,7 +153,7 @@ class Dispatcher(FastHttpUser):
         started = perf_counter()
         for arrival in arrivals:
             body = self.bodies.repeat(arrival.size) if arrival.phase.repeats else None
-            kind = "warm" if body is not None else "cold" if arrival.phase.repeats else arrival.phase.name
+            kind = told.WARM if body is not None else "cold" if arrival.phase.repeats else arrival.phase.name
             body = body or self.bodies.new(arrival.size, limits_s[arrival.size])
             gevent.sleep(max(0.0, started + arrival.at_s - perf_counter()))
             calls.start(gevent.Greenlet(self.send, kind, body, arrival.size, started + arrival.at_s))
@@ -161,7 +163,7 @@ class Dispatcher(FastHttpUser):
         """Make a call of the schedule; one whose pairs were all scored may be repeated."""
         outcome = self.call(kind, body, size, scheduled)
         self.outcomes.append(outcome)
-        if outcome.status == 200 and outcome.scored == size and kind != "warm":
+        if outcome.whole and kind != told.WARM:
             self.bodies.answered(size, body)
 
     def call(self, kind: str, body: bytes, size: int, scheduled: float) -> Outcome:
@@ -179,14 +181,16 @@ class Dispatcher(FastHttpUser):
                 response.request_meta["name"] = f"{name}, shed (429)"
                 response.success()
             elif outcome.failed:
-                response.failure(f"expected 200, found {status or 'no answer'}")
+                found = f"{status} and {scored} of {size} scored" if status else "no answer"
+                response.failure(f"expected 200 and all pairs scored, found {found}")
         return outcome
 
     def report(self, capacity: float, thresholds: Thresholds, cost: ClientCost) -> None:
         """Write the figures, say which thresholds were broken, and set the exit status by them."""
         given = self.given
         overload_s = sum(phase.share for phase in PHASES if phase.name == told.OVERLOAD_PHASE) * given.schedule_s
-        verdicts = told.verdicts(self.outcomes, thresholds)
+        over = told.overload(self.outcomes, thresholds, capacity=capacity, seconds=overload_s)
+        verdicts = told.verdicts(self.outcomes, thresholds, over)
         figures = {
             "capacity_pairs_per_s": capacity,
             "capacity_measured": given.capacity is None,
@@ -194,13 +198,13 @@ class Dispatcher(FastHttpUser):
             "zipf": given.zipf,
             "phases": {p.name: {"seconds": p.share * given.schedule_s, "load": [p.start, p.end]} for p in PHASES},
             "calls": told.by_kind(self.outcomes, thresholds),
-            "overload": told.overload(self.outcomes, thresholds, capacity=capacity, seconds=overload_s),
+            "overload": over,
             "sent_late_ms_p99": 1000 * float(p99(np.array([o.late_s for o in self.outcomes]))),
             "client_share_of_cores": cost.share,
             "thresholds": verdicts,
         }
         arguments = Namespace(program="locust", data=given.data, out=given.figures)
-        write_report(arguments, sys.argv[1:], server=_description(str(self.host)), figures=figures)
+        write_report(arguments, sys.argv[1:], server=_description(str(self.host), self.headers), figures=figures)
         broken = [v for v in verdicts if not v["kept"]]
         for one in broken:
             log.error("threshold broken: %s: bound %.4g, found %.4g", one["about"], one["bound"], one["found"])
@@ -218,10 +222,10 @@ def _authorization(keys: Path | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _description(host: str) -> dict[str, Any]:
+def _description(host: str, headers: dict[str, str]) -> dict[str, Any]:
     """Give what the service says of itself; nothing, if it does not."""
     try:
-        with urlopen(f"{host}/info", timeout=_TIMEOUT_S) as answer:
+        with urlopen(Request(f"{host}/info", headers=headers), timeout=_TIMEOUT_S) as answer:
             info = json.load(answer)
     except (URLError, ValueError) as error:
         log.warning("%s/info: expected a description, found %s", host, error)
