@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -14,15 +17,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from relevance.bundle import CPU_ORDER, CUDA_ORDER, Bundle, Precision, graph_file
+from relevance.bundle import CPU_ORDER, CUDA_ORDER, TENSORRT_ORDER, Bundle, Precision, graph_file
 from relevance.errors import BundleError, SettingsError
 from relevance.tokenization import PairBatch
 from service.placement import CPU, TENSORRT, Placement, placement, watch
-from service.tensorrt import Profile, builder, engine_folder, profiles, provider_options
+from service.tensorrt import Profile, builder, engine_folder, open_kept, profiles, provider_options
 
 log = logging.getLogger("relevance.service")
 Provider = Literal["cpu", "cuda", "tensorrt"]
 _PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": TENSORRT}
+ORDERS: dict[Provider, tuple[Precision, ...]] = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER, "tensorrt": TENSORRT_ORDER}
+"""The graphs that a provider serves unless another is named, best first."""
 LEAST_SHARE = 0.99
 """Of the graph's FLOPs on the provider asked for; a session with less is refused."""
 _SAME_AS_REQUESTED = 1
@@ -32,6 +37,8 @@ _WATCHED_PAIRS, _WATCHED_TOKENS = 2, 8
 
 def check_runtime(provider: Provider) -> None:
     """Refuse a machine on which both onnxruntime builds are installed, or whose build lacks the provider.
+
+    For a GPU it also loads the libraries of CUDA and cuDNN, which onnxruntime finds in NVIDIA's wheels only if asked.
 
     Raises: SettingsError: naming the builds or providers found.
     """
@@ -46,6 +53,8 @@ def check_runtime(provider: Provider) -> None:
     available = ort.get_available_providers()
     if _PROVIDERS[provider] not in available:
         raise SettingsError(f"provider {provider!r}: expected {_PROVIDERS[provider]} in this build, found {available}")
+    if provider != "cpu":
+        _load_cuda()
 
 
 def check_session(session: ort.InferenceSession, provider: Provider) -> None:
@@ -105,7 +114,7 @@ class OnnxSession:
         threads: int,
         engine_cache: Path | None = None,
     ) -> None:
-        self.precision = _resolve(bundle, precision, provider)
+        self.precision = resolve(bundle, precision, provider)
         check_runtime(provider)
         self.provider = provider
         self.n_classes = bundle.scheme.n_classes
@@ -155,9 +164,8 @@ class OnnxSession:
             log.info("opening a TensorRT engine", extra={"fields": {**fields, "rows": profile.rows}})
             began = perf_counter()
             folder = None if engine_cache is None else engine_folder(engine_cache, bundle_id, built_by, profile)
-            opened.append(
-                self._open([(TENSORRT, provider_options(self._inputs, profile, folder)), *_providers("cuda")], profile)
-            )
+            chosen = [(TENSORRT, provider_options(self._inputs, profile, folder)), *_providers("cuda")]
+            opened.append(open_kept(folder, partial(self._open, chosen, profile)))
             seconds = round(perf_counter() - began, 3)
             log.info("opened a TensorRT engine", extra={"fields": {**fields, "seconds": seconds}})
         return tuple(opened)
@@ -200,6 +208,15 @@ class OnnxSession:
             )
 
 
+def _load_cuda() -> None:
+    """Load CUDA from NVIDIA's wheels, else from the system; what cannot be found is logged, the session refuses it."""
+    told = io.StringIO()
+    with redirect_stdout(told):
+        ort.preload_dlls()
+    for line in told.getvalue().splitlines():
+        log.warning("onnxruntime looked for a library of CUDA", extra={"fields": {"found": line}})
+
+
 def _run(session: ort.InferenceSession, arrays: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     (logits_BK,) = session.run(["logits"], arrays)
     out_BK: NDArray[np.float32] = np.asarray(logits_BK, dtype=np.float32)
@@ -212,12 +229,16 @@ def _providers(provider: Literal["cpu", "cuda"]) -> list[tuple[str, dict[str, st
     return [*cuda, (CPU, {})]
 
 
-def _resolve(bundle: Bundle, precision: Literal["auto"] | Precision, provider: Provider) -> Precision:
+def resolve(bundle: Bundle, precision: Literal["auto"] | Precision, provider: Provider) -> Precision:
+    """Give the graph to run.
+
+    Raises: BundleError: if the bundle has none that passed its gate; SettingsError: if the provider cannot read it.
+    """
     if provider == "tensorrt":
         _check_unfused(bundle, precision)
         precision = "unfused"
     if precision == "auto":
-        return bundle.choose_precision(CUDA_ORDER if provider == "cuda" else CPU_ORDER)
+        return bundle.choose_precision(ORDERS[provider])
     graph = bundle.manifest.graphs.get(precision)
     if graph is not None and not graph.gate.passed:
         raise BundleError(f"{bundle.path}: expected a graph that passed its gate, found {precision} which failed it")

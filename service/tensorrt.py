@@ -8,15 +8,19 @@ batches are padded to the next of these lengths and cut to the rows that the pro
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import onnxruntime as ort
 
-from relevance.errors import SettingsError
+from relevance.errors import BundleError, SettingsError
 
+log = logging.getLogger("relevance.service")
+Opened = TypeVar("Opened")
 LENGTHS = (32, 64, 128, 256)
 MOST_TOKENS = 16_384
 """Rows × length of one engine's largest batch: more than a GPU needs to be busy, and memory for it is set aside."""
@@ -26,6 +30,7 @@ _INFERENCE = "libnvinfer.so.10"
 _PARSER = "libnvonnxparser.so.10"
 _DRIVER = "libcuda.so.1"
 _NAME_BYTES = 256
+_MARK = ".writable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +82,35 @@ def engine_folder(cache: Path, bundle_id: str, built_by: str, profile: Profile) 
     folder = cache / bundle_id / re.sub(r"[^\w.+-]+", "-", built_by) / f"{profile.rows}x{profile.length}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
+        (folder / _MARK).touch()
     except OSError as error:
         raise SettingsError(f"engine_cache: expected a folder that can be written at {folder}: {error}") from error
     return folder
+
+
+def open_kept(folder: Path | None, open_engine: Callable[[], Opened]) -> Opened:
+    """Open an engine; where that fails on what its folder keeps, empty the folder and open it, so build it, once more.
+
+    A process that was killed while it wrote leaves part of a file, which no later start could read.
+
+    Args: folder: of this engine alone, None keeps none.
+    Raises: BundleError: from the second try, or from the first if the folder kept nothing; SettingsError: if a file
+        cannot be removed.
+    """
+    kept = [] if folder is None else [path for path in folder.iterdir() if path.is_file() and path.name != _MARK]
+    try:
+        return open_engine()
+    except BundleError as error:
+        if not kept:
+            raise
+        fields = {"folder": str(folder), "files": sorted(path.name for path in kept), "error": str(error)}
+        log.warning("a kept TensorRT engine cannot be opened and is built anew", extra={"fields": fields})
+    for path in kept:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SettingsError(f"engine_cache: expected a file that can be removed at {path}: {error}") from error
+    return open_engine()
 
 
 def builder() -> str:

@@ -1,4 +1,7 @@
-"""`relevance verify BUNDLE`: check every file of a bundle, then replay its golden pairs through each graph."""
+"""`relevance verify BUNDLE`: check every file of a bundle, then replay its golden pairs through each graph.
+
+A CPU runs every graph; on a GPU only those are opened that the service takes there by itself.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from relevance.bundle import TENSORRT_ORDER, Precision, open_bundle
+from relevance.bundle import open_bundle
 from service.golden import replay
-from service.session import OnnxSession
+from service.session import ORDERS, OnnxSession, resolve
 from service.settings import default_threads
 
 
@@ -27,12 +30,13 @@ def main(argv: list[str]) -> int:
     size = sum(entry.size for entry in manifest.files.values())
     _tell(f"bundle {manifest.bundle_id} ({manifest.model_id}), schema {manifest.schema_version}")
     _tell(f"files: {len(manifest.files)} as listed, {size / 1e6:.1f} MB, every sha256 right")
-    precisions: list[Precision] = sorted(manifest.graphs)
-    if arguments.provider == "tensorrt":
-        precisions = [*TENSORRT_ORDER]
-    for precision in precisions:
-        if precision in manifest.graphs and not manifest.graphs[precision].gate.passed:
+    resolve(bundle, "auto", arguments.provider)
+    for precision in sorted(manifest.graphs):
+        if not manifest.graphs[precision].gate.passed:
             _tell(f"{precision}: failed its gate at export, never served, not replayed")
+            continue
+        if arguments.provider != "cpu" and precision not in ORDERS[arguments.provider]:
+            _tell(f"{precision}: not served on {arguments.provider}, not replayed")
             continue
         session = OnnxSession(
             bundle,

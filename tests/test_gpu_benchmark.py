@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 import torch
 
-from benchmarks.gpu import KINDS, NOT_RUN, ORT, TENSORRT, TORCH, WAYS, main
+from benchmarks.gpu import (
+    COLD,
+    GPU_PROVIDERS,
+    KINDS,
+    NO_GPU,
+    NOT_RUN,
+    ORT,
+    TENSORRT,
+    TORCH,
+    WARM,
+    WAYS,
+    attempt,
+    main,
+    measure_score,
+    missed,
+)
+from benchmarks.gpu_models import QUICK, Device
+from benchmarks.measure import figure
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would be measured")
 
@@ -22,7 +42,9 @@ def test_a_quick_run_on_the_cpu_fills_every_row_that_can_run_here(tmp_path: Path
     figures = json.loads(out.read_text(encoding="utf-8"))["figures"]
     shown = capsys.readouterr()
     assert json.loads(shown.out) == figures
-    assert figures["rows"][TENSORRT] == NOT_RUN
+    reason = f"{NOT_RUN}: provider 'tensorrt': expected a GPU, found that none is asked for"
+    assert figures["rows"][TENSORRT] == dict.fromkeys(KINDS, reason)
+    assert shown.err.count(reason) == 1
     for way in (TORCH, ORT):
         for kind in KINDS:
             row = figures["rows"][way][kind]
@@ -32,7 +54,9 @@ def test_a_quick_run_on_the_cpu_fills_every_row_that_can_run_here(tmp_path: Path
             assert row["utilisation"] > 0
             assert ("over_bert_median" in row) == (kind != "none")
     assert figures["model_gflops"]["none"] < figures["model_gflops"]["gat"] < figures["model_gflops"]["mlp"]
-    assert figures["score"]["cpu"]["latency_ms_p99"]["n"] == figures["requests"]
+    for titles, entries in ((COLD, 0), (WARM, 50_000)):
+        score = figures["score"]["cpu"][titles]
+        assert (score["latency_ms_p99"]["n"], score["server"]["item_cache_entries"]) == (figures["requests"], entries)
     lines = [line for line in shown.err.splitlines() if line.startswith("| BERT")]
     assert len(lines) == len(WAYS) * len(KINDS)
     assert sum(NOT_RUN in line for line in lines) == len(KINDS)
@@ -48,7 +72,8 @@ def test_without_a_gpu_every_row_reads_not_run(tmp_path: Path, capsys):
     assert main(["--out", str(out)]) == 0
 
     figures = json.loads(out.read_text(encoding="utf-8"))["figures"]
-    assert figures == {"rows": dict.fromkeys(WAYS, NOT_RUN), "score": dict.fromkeys(("cuda", "tensorrt"), NOT_RUN)}
+    assert figures["rows"] == {way: dict.fromkeys(KINDS, NO_GPU) for way in WAYS}
+    assert figures["score"] == {provider: dict.fromkeys((COLD, WARM), NO_GPU) for provider in GPU_PROVIDERS}
     assert "expected a GPU that torch can use, found none" in capsys.readouterr().err
 
 
@@ -60,3 +85,40 @@ def test_without_a_gpu_results_that_were_measured_elsewhere_stay(tmp_path: Path)
 
     assert main(["--out", str(out)]) == 0
     assert out.read_text(encoding="utf-8") == "measured"
+
+
+def test_a_file_that_onnxruntime_refuses_is_a_row_that_was_not_run(tmp_path: Path, capsys):
+    """Its errors have no root of their own; the reason is one line."""
+    graph = tmp_path / "broken.onnx"
+    graph.write_bytes(b"no graph")
+
+    reason = attempt("BERT", lambda: ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"]))
+
+    assert isinstance(reason, str)
+    assert reason.startswith(f"{NOT_RUN}: ")
+    assert "broken.onnx" in reason
+    assert capsys.readouterr().err == f"BERT: {reason}\n"
+
+
+def test_a_server_that_does_not_start_is_a_row_that_was_not_run(tmp_path: Path):
+    """Its own line says why."""
+    arguments = Namespace(bundle=tmp_path / "nowhere", data=None, work=tmp_path, requests=1, quick=True)
+
+    reason = attempt("/score", lambda: measure_score(arguments, Device("cpu"), QUICK, "cpu", COLD))
+
+    assert isinstance(reason, str)
+    assert reason.startswith(f"{NOT_RUN}: the service did not start: ")
+
+
+def test_a_fault_of_the_program_is_no_row():
+    """Only what a machine or a file can do wrong is."""
+    with pytest.raises(KeyError):
+        attempt("BERT", lambda: {}["none"])
+
+
+def test_one_missed_bound_among_the_figures_is_found():
+    """However deep it lies; one that is met or undecided is none."""
+    met, undecided, late = (asdict(figure(ms, at_most=5.0)) for ms in ([4.0, 5.0], [4.0, 6.0], [6.0, 7.0]))
+
+    assert not missed({"rows": {TORCH: {"gat": met, "mlp": undecided, "none": NOT_RUN}}, "rounds": 3})
+    assert missed({"rows": {TORCH: {"gat": met}}, "score": {"cuda": {COLD: {"latency_ms_p99": late}}}})

@@ -41,8 +41,8 @@ def test_the_gpu_build_installs_one_onnxruntime_and_verifies_the_default_bundle(
 @needs_namespaces
 def test_a_session_that_would_fall_back_to_the_cpu_is_refused(build: Path):
     """The build knows CUDA, the machine has neither device nor libraries: the command names both and ends with 2."""
-    command = ["/opt/relevance/bin/relevance", "verify", "/opt/relevance/default_bundle"]
-    command = enter(build, [*command, "--provider", "cuda"], mounts=[])
+    command = ["/opt/relevance/bin/relevance", "serve", "--bundle", "/opt/relevance/default_bundle"]
+    command = enter(build, [*command, "--provider", "cuda", "--precision", "int8w"], mounts=[])
     if Path("/dev/nvidiactl").exists():
         pytest.skip("needs a machine without a GPU")
 

@@ -18,6 +18,7 @@ from relevance.bundle import GOLDEN, open_bundle
 from relevance.errors import BundleIntegrityError, InputError, ParityError, RecipeError, RunError
 from relevance.labels import ESCI
 from relevance.pairs import LabelledPair
+from service.settings import DEFAULT_BUNDLE
 from training.predictions import read_predictions, write_predictions
 
 REPORT = {
@@ -93,6 +94,22 @@ def test_golden_pairs_cover_the_hard_texts():
     assert any("🏆" in title for title in titles)
     assert any("90°" in title for title in titles)
     assert max(map(len, titles)) > 600
+
+
+def test_golden_pairs_are_of_lengths_that_each_engine_of_a_gpu_is_made_for():
+    """As the shipped tokenizer counts them: some near 32, 64 and 128 tokens, where engines end, not just padded."""
+    bundle = open_bundle(DEFAULT_BUNDLE)
+    tokenizer, template = bundle.tokenizer, bundle.template
+    lengths = [
+        tokenizer.collate(
+            [tokenizer.encode_query(template.query_text(pair.query))],
+            tokenizer.encode_items([template.item_text(pair.item)]),
+        ).input_ids_BL.shape[1]
+        for pair in read_golden_pairs(GOLDEN_PAIRS)
+    ]
+
+    for least, most in ((24, 32), (48, 64), (96, 127), (128, 128)):
+        assert [length for length in lengths if least <= length <= most]
 
 
 def test_golden_logits_are_those_of_each_graph(tiny_bundle: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,10 @@ from relevance.bundle import Bundle, open_bundle
 from relevance.errors import BundleError, ParityError, SettingsError
 from relevance.tokenization import PairBatch
 from service.golden import replay
-from service.model import Model
+from service.model import Model, prove
 from service.session import OnnxSession
 from service.settings import load_settings
-from service.tensorrt import MOST_TOKENS, Profile, builder, engine_folder, profiles, provider_options
+from service.tensorrt import MOST_TOKENS, Profile, builder, engine_folder, open_kept, profiles, provider_options
 from service.verify import main as verify
 
 
@@ -56,7 +57,7 @@ def bound_session(model: Model) -> OnnxSession:
     (opened,) = model.session._opened
     session._opened = tuple(
         SimpleNamespace(session=_Recorded(opened.session, profile), profile=profile, placed=opened.placed)
-        for profile in (Profile(24, 4), Profile(96, 3))
+        for profile in (Profile(24, 4), Profile(96, 9))
     )
     return session
 
@@ -133,6 +134,26 @@ def test_verify_names_the_missing_graph_before_it_builds_engines(tiny_bundle, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_verify_opens_no_graph_that_the_provider_does_not_serve(unfused_bundle, capsys):
+    """On a GPU the others may not run at all: they are told of, and passed by."""
+    if "TensorrtExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this build of onnxruntime has TensorRT")
+
+    with pytest.raises(SettingsError, match="expected TensorrtExecutionProvider in this build"):
+        verify([str(unfused_bundle.path), "--provider", "tensorrt"])
+
+    assert capsys.readouterr().out.splitlines()[2:] == ["fp32: not served on tensorrt, not replayed"]
+
+
+def test_verify_replays_every_graph_on_a_cpu(unfused_bundle, capsys):
+    """Also the one that is made for TensorRT: a CPU runs it as well."""
+    assert verify([str(unfused_bundle.path)]) == 0
+
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        [f"{precision}:", str(len(unfused_bundle.golden)), "golden"] for precision in ("fp32", "unfused")
+    ]
+
+
 def test_a_precision_that_tensorrt_cannot_read_is_refused(unfused_bundle):
     """The fused graphs have operators of onnxruntime's own."""
     with pytest.raises(SettingsError, match="expected precision 'auto' or 'unfused', found 'fp32'"):
@@ -178,17 +199,87 @@ def test_the_replay_fills_every_profile_with_golden_pairs_that_fit(bound_session
     shown = replay(model.bundle, bound_session, model.session.precision, bound_session.profiles)
 
     assert shown.max_abs_difference <= shown.tolerance
-    assert [opened.session.shapes[-1] for opened in bound_session._opened] == [(4, 24), (3, 96)]
+    assert [opened.session.shapes[-1] for opened in bound_session._opened] == [(4, 24), (9, 96)]
 
 
-def test_an_engine_that_is_right_for_its_first_row_only_is_found_in_its_largest_batch(bound_session, model):
-    """Wrong in the longest profile's batches alone, which shorter pairs never reach."""
+@pytest.fixture
+def broken_session(bound_session) -> OnnxSession:
+    """Right for the first row only in the longest profile's largest batch: 9 rows, where others have up to 8."""
     longest = bound_session._opened[-1].session
     run = longest.run
-    longest.run = lambda names, arrays: [np.repeat(run(names, arrays)[0][:1], len(arrays["input_ids"]), axis=0)]
 
-    with pytest.raises(ParityError, match=r"expected .* logits within"):
-        replay(model.bundle, bound_session, model.session.precision, bound_session.profiles)
+    def first_row_only(names, arrays):
+        (logits,) = run(names, arrays)
+        return [np.repeat(logits[:1], len(logits), axis=0) if len(logits) == longest.profile.rows else logits]
+
+    longest.run = first_row_only
+    return bound_session
+
+
+def test_an_engine_that_is_right_for_its_first_row_only_is_found_in_its_largest_batch(broken_session, model):
+    """Nothing but the batch that fills the profile shows it."""
+    precision = model.session.precision
+    replay(model.bundle, broken_session, precision)
+
+    with pytest.raises(ParityError, match=r"in a batch of 9 × 96 tokens: expected .* logits within"):
+        replay(model.bundle, broken_session, precision, broken_session.profiles)
+
+
+def test_engines_of_a_second_session_are_replayed_as_those_of_the_first(broken_session, model):
+    """They were built apart from the first one's."""
+    with pytest.raises(ParityError, match=r"in a batch of 9 × 96 tokens"):
+        prove(model.bundle, (model.session, broken_session))
+
+
+def test_a_second_session_without_engines_is_probed(model):
+    """The replay that is told is the first one's."""
+    assert prove(model.bundle, (model.session, model.session)).n_pairs == len(model.bundle.golden)
+
+
+def read_engine(folder: Path) -> str:
+    """Stand for TensorRT: read the engine that a folder keeps, build one where there is none."""
+    kept = folder / "engine"
+    if not kept.exists():
+        kept.write_text("whole", encoding="utf-8")
+    if kept.read_text(encoding="utf-8") != "whole":
+        raise BundleError("expected an engine, found part of one")
+    return "opened"
+
+
+def test_part_of_an_engine_is_removed_and_the_engine_is_built_again(tmp_path, caplog):
+    """What a process left that was killed while it wrote; the log names the folder and what was in it."""
+    folder = engine_folder(tmp_path, "0" * 16, "x", Profile(32, 512))
+    for name in ("engine", "timings"):
+        (folder / name).write_text("who", encoding="utf-8")
+
+    assert open_kept(folder, partial(read_engine, folder)) == "opened"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {".writable": "", "engine": "whole"}
+    (record,) = caplog.records
+    assert (record.fields["folder"], record.fields["files"]) == (str(folder), ["engine", "timings"])
+
+
+def test_an_engine_that_can_be_opened_is_kept(tmp_path):
+    """So is what lies beside it."""
+    folder = engine_folder(tmp_path, "0" * 16, "x", Profile(32, 512))
+    (folder / "timings").touch()
+
+    assert [open_kept(folder, partial(read_engine, folder)) for _ in range(2)] == ["opened", "opened"]
+    assert {path.name for path in folder.iterdir()} == {".writable", "engine", "timings"}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_engine_that_cannot_be_built_is_refused_at_the_first_try(tmp_path, keeps):
+    """With a folder that keeps nothing yet, and without one: there is nothing that another try would change."""
+    folder = engine_folder(tmp_path, "0" * 16, "x", Profile(32, 512)) if keeps else None
+    tries = []
+
+    def refuse():
+        tries.append("tried")
+        raise BundleError("expected a graph that onnxruntime loads")
+
+    with pytest.raises(BundleError, match="that onnxruntime loads"):
+        open_kept(folder, refuse)
+    assert tries == ["tried"]
 
 
 def test_tensorrt_is_a_gpu_to_the_settings(monkeypatch, tmp_path):
