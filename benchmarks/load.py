@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,29 @@ _IDLE_S = 3
 _BUFFER_BYTES = 2**20
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _SCORED = re.compile(rb'"scored":(\d+)')
+_RERANKED = b'"relevance_score":'
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request, ready to be sent.
 
-    Args: kind: what the report counts it as; deadline_s: after which its answer is worth nothing.
+    Args: kind: what the report counts it as; deadline_s: after which its answer is worth nothing; answer: whose shape
+        it has, our `/score` or the `/rerank` of other servers.
     """
 
     payload: bytes
     n_items: int
     kind: str = ""
     deadline_s: float | None = None
+    answer: Literal["score", "rerank"] = "score"
+
+    def scored(self, body: bytes) -> int:
+        """Give the scored pairs of an answer 200, by searching it."""
+        if self.answer == "rerank":
+            return body.count(_RERANKED)
+        found = _SCORED.search(body)
+        return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +77,10 @@ class Reply:
         return 0 if late or self.status != 200 else self.scored
 
 
-def http_post(body: bytes) -> bytes:
-    """Give the bytes of `POST /score` with this body."""
-    head = (
-        f"POST /score HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+def http_post(body: bytes, path: str = "/score") -> bytes:
+    """Give the bytes of a POST with this body."""
+    kind = "Content-Type: application/json"
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -89,6 +99,13 @@ def score_call(
     if deadline_s is not None:
         asked["deadline_ms"] = max(1, round((deadline_s - margin_s) * 1000))
     return Call(http_post(json.dumps(asked, ensure_ascii=False).encode()), len(titles), kind, deadline_s)
+
+
+def rerank_call(query: str, titles: Sequence[str], *, deadline_s: float | None = None) -> Call:
+    """Prepare a call of another server's `/rerank`, which knows no deadline: it is only held against the answer."""
+    asked = {"query": query, "documents": list(titles), "return_documents": False}
+    payload = http_post(json.dumps(asked, ensure_ascii=False).encode(), "/rerank")
+    return Call(payload, len(titles), deadline_s=deadline_s, answer="rerank")
 
 
 def poisson_times(rate: float, seconds: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -152,13 +169,16 @@ class Client:
         self._port = port
         self._idle: list[_Connection] = []
 
-    async def call(self, call: Call, scheduled: float | None = None) -> Reply:
-        """Make one call; an answer that does not come is a reply of status 0."""
+    async def call(self, call: Call, scheduled: float | None = None, give_up: float | None = None) -> Reply:
+        """Make one call; an answer that does not come is a reply of status 0.
+
+        Args: scheduled, give_up: on the `perf_counter` clock; by default now, and after `ANSWER_TIMEOUT_S`.
+        """
         sent = perf_counter()
         began = sent if scheduled is None else scheduled
         connection = None
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S if give_up is None else max(0.0, give_up - sent)):
                 connection = await self._connection()
                 status, head, body = await connection.exchange(call.payload)
         except (OSError, EOFError, TimeoutError):
@@ -167,9 +187,8 @@ class Client:
             return Reply(call, began, sent, perf_counter(), 0, 0, False)
         done = perf_counter()
         self._keep(connection, head)
-        scored = _SCORED.search(body) if status == 200 else None
-        retry_after = b"\r\nretry-after:" in head.lower()
-        return Reply(call, began, sent, done, status, int(scored[1]) if scored else 0, retry_after)
+        scored = call.scored(body) if status == 200 else 0
+        return Reply(call, began, sent, done, status, scored, b"\r\nretry-after:" in head.lower())
 
     async def abandon(self, call: Call, after_s: float) -> None:
         """Send a call and close the connection without reading the answer."""
@@ -197,15 +216,22 @@ class Client:
         replies = await self.closed_loop(until(began + seconds, itertools.cycle(calls)), connections=connections)
         return sum(reply.scored for reply in replies) / (perf_counter() - began)
 
-    async def open_model(self, calls: Sequence[Call], times: Sequence[float] | NDArray[np.float64]) -> list[Reply]:
-        """Make each call at its time from now on, whatever became of the others; waits for all answers."""
+    async def open_model(
+        self, calls: Sequence[Call], times: Sequence[float] | NDArray[np.float64], *, wait_s: float | None = None
+    ) -> list[Reply]:
+        """Make each call at its time from now on, whatever became of the others; waits for all answers.
+
+        Args: wait_s: after the last call's time nothing is waited for any longer than this.
+        """
         started = perf_counter()
+        at_s = np.asarray(times).tolist()
+        give_up = None if wait_s is None else started + max(at_s, default=0.0) + wait_s
         tasks = []
-        for call, at in zip(calls, np.asarray(times).tolist(), strict=True):
+        for call, at in zip(calls, at_s, strict=True):
             delay = started + at - perf_counter()
             if delay > 0:
                 await asyncio.sleep(delay)
-            tasks.append(asyncio.create_task(self.call(call, started + at)))
+            tasks.append(asyncio.create_task(self.call(call, started + at, give_up)))
         return list(await asyncio.gather(*tasks))
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.settings import load_settings
 
 PROJECT = Path(__file__).parents[1]
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 60
 _DESCRIBED = ("bundle", "model", "precision", "provider")
 _SETTINGS = ("prefetch", "pair_cache_bytes", "item_cache_entries")
@@ -63,42 +63,45 @@ def quantile_edge(counts: Counter[float], q: float) -> float | None:
     return min(edge for edge, seen in counts.items() if seen >= q * counts[max(counts)])
 
 
-class Server:
-    """A service process; a context manager that is ready inside and stopped outside.
+class ServerProcess:
+    """A process that answers HTTP on a port; a context manager that is ready inside and stopped outside.
 
-    Args: bundle: None for the embedded one; module: what to run, `service` or a launcher that changes one thing of it;
-        settings: of the service, by name.
+    Args: command: what to run; port: where it listens; environment: all of it; ready: path that answers 200 when it is;
+        folder: to run in; stop_timeout_s: after which a process that does not end is killed.
     Raises: RuntimeError: on entering, if the process does not become ready; carries what it wrote.
     """
 
-    def __init__(self, bundle: Path | None, *, module: str = "service", **settings: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        self.settings = settings | ({} if bundle is None else {"bundle": bundle})
-        self._module = module
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        environment: Mapping[str, str],
+        ready: str,
+        folder: Path = PROJECT,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
+    ) -> None:
+        self.port = port
+        self._command, self._environment, self._folder = command, environment, folder
+        self._ready, self._stop_timeout_s = ready, stop_timeout_s
         self._output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with its server
         self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
 
     def spawn(self) -> None:
         """Start the process without waiting for it."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RELEVANCE_")}
-        environment |= {f"RELEVANCE_{name.upper()}": str(value) for name, value in self.settings.items()}
+        self._began = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module, "--port", str(self.port)],
-            cwd=PROJECT,
-            env=environment,
-            stdout=self._output,
-            stderr=self._output,
+            self._command, cwd=self._folder, env=dict(self._environment), stdout=self._output, stderr=self._output
         )
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> ServerProcess:
         if self._process is None:
             self.spawn()
         give_up = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < give_up and self.process.poll() is None:
             try:
-                self._get("/readyz")
+                self.get(self._ready)
             except (HTTPError, URLError, ConnectionError):
                 time.sleep(0.05)
             else:
@@ -121,19 +124,78 @@ class Server:
             raise RuntimeError("expected a started server, found none")
         return self._process
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since the process was started."""
+        return time.monotonic() - self._began
+
     def stop(self) -> None:
         """End the process: SIGINT skips the drain window, which no client waits for here."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(STOP_TIMEOUT_S)
+                self.process.wait(self._stop_timeout_s)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
 
+    def get(self, path: str) -> bytes:
+        """Give the body of the answer to a GET."""
+        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=START_TIMEOUT_S) as answer:
+            content: bytes = answer.read()
+        return content
+
+    def rss_bytes(self) -> int:
+        """Give the resident memory of the process and its children."""
+        process = psutil.Process(self.process.pid)
+        return int(sum(p.memory_info().rss for p in (process, *process.children(recursive=True))))
+
+    def _written(self) -> str:
+        self._output.seek(0)
+        return self._output.read()[-2000:]
+
+
+class Server:
+    """A process of the service; a context manager that is ready inside and stopped outside.
+
+    Args: bundle: None for the embedded one; module: what to run, `service` or a launcher that changes one thing of it;
+        settings: of the service, by name.
+    Raises: RuntimeError: on entering, if the process does not become ready; carries what it wrote.
+    """
+
+    def __init__(self, bundle: Path | None, *, module: str = "service", **settings: object) -> None:
+        self.port = free_port()
+        self.settings = settings | ({} if bundle is None else {"bundle": bundle})
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RELEVANCE_")}
+        environment |= {f"RELEVANCE_{name.upper()}": str(value) for name, value in self.settings.items()}
+        command = [sys.executable, "-m", module, "--port", str(self.port)]
+        self.served = ServerProcess(command, port=self.port, environment=environment, ready="/readyz")
+
+    def spawn(self) -> None:
+        """Start the process without waiting for it."""
+        self.served.spawn()
+
+    def __enter__(self) -> Server:
+        self.served.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.served.__exit__(kind, error, trace)
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The running process."""
+        return self.served.process
+
+    def stop(self) -> None:
+        """End the process, as `ServerProcess.stop` does."""
+        self.served.stop()
+
     def info(self) -> dict[str, Any]:
         """Give what `/info` says."""
-        told: dict[str, Any] = json.loads(self._get("/info"))
+        told: dict[str, Any] = json.loads(self.served.get("/info"))
         return told
 
     def description(self) -> dict[str, Any]:
@@ -150,13 +212,12 @@ class Server:
 
     def metrics(self) -> Metrics:
         """Scrape `/metrics`."""
-        families = text_string_to_metric_families(self._get("/metrics").decode())
+        families = text_string_to_metric_families(self.served.get("/metrics").decode())
         return Metrics({(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples})
 
     def rss_bytes(self) -> int:
         """Give the resident memory of the process and its children."""
-        process = psutil.Process(self.process.pid)
-        return int(sum(p.memory_info().rss for p in (process, *process.children(recursive=True))))
+        return self.served.rss_bytes()
 
     def batches_since(self, before: Metrics) -> tuple[int, int]:
         """Give the number of batches run since an earlier scrape, and their mean of pairs × padded length."""
@@ -165,15 +226,6 @@ class Server:
         if not count:
             raise RuntimeError("expected batches run since the last scrape, found none")
         return int(count), int(tokens / count)
-
-    def _get(self, path: str) -> bytes:
-        with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=START_TIMEOUT_S) as answer:
-            content: bytes = answer.read()
-        return content
-
-    def _written(self) -> str:
-        self._output.seek(0)
-        return self._output.read()[-2000:]
 
 
 @contextmanager
@@ -186,6 +238,13 @@ def running(servers: Sequence[Server]) -> Iterator[None]:
         for server in servers:
             server.__enter__()
         yield
+
+
+def free_port() -> int:
+    """Give a port of the loopback address that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def cores() -> int:
