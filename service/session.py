@@ -181,7 +181,7 @@ class OnnxSession:
         if self.provider == "cpu":
             _register_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        with tempfile.TemporaryDirectory(prefix="relevance-") as folder:
+        with _own_folder() as folder:
             watch(options, folder)
             try:
                 session = ort.InferenceSession(str(self._path), options, providers=chosen, enable_fallback=0)
@@ -253,6 +253,14 @@ def _check_unfused(bundle: Bundle, precision: str) -> None:
             f"{bundle.path}: provider 'tensorrt': expected {graph_file('unfused')}, found graphs "
             f"{sorted(bundle.manifest.graphs)}; export it: name 'unfused' in export.precisions and export.ship"
         )
+
+
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Give a folder for the profile of the first batch; raises SettingsError: if no folder can be written to."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="relevance-")
+    except OSError as error:
+        raise SettingsError(f"expected a folder for temporary files (TMPDIR or /tmp) to write to: {error}") from error
 
 
 def _register_arena() -> None:

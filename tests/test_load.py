@@ -193,6 +193,7 @@ def test_locust_runs_every_phase_and_writes_figures_and_a_page(tiny_bundle, tmp_
     report = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
     figures = report["figures"]
     assert report["server"]["model"] == "tiny"
+    assert figures["overload"]["backlog_s"] >= 0
     assert set(figures["calls"]) == {"ramp", "cold", "warm", "overload", "recovery"}
     warm = figures["calls"]["warm"].values()
     assert sum(one["wholly_from_cache"] for one in warm) == sum(one["calls"] for one in warm) > 0

@@ -30,7 +30,8 @@ TOLD_SHARE = 0.9
 class Phase:
     """A stretch of the schedule whose load goes from `start` to `end` in a straight line, in multiples of capacity.
 
-    Args: share: of the schedule's seconds; repeats: whether its calls repeat answered ones.
+    Args: share: of the schedule's seconds; repeats: whether its calls repeat answered ones; settled: whether it begins
+        only when every call before it is answered: what overload has left in the queue is not its load.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Phase:
     start: float
     end: float
     repeats: bool = False
+    settled: bool = False
 
     @property
     def load(self) -> float:
@@ -50,16 +52,17 @@ PHASES = (
     Phase("cold", 0.25, 0.4, 0.4),
     Phase("warm", 0.20, 0.4, 0.4, repeats=True),
     Phase("overload", 0.20, OVERLOAD, OVERLOAD),
-    Phase("recovery", 0.20, 0.4, 0.4),
+    Phase("recovery", 0.20, 0.4, 0.4, settled=True),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """When a call is due, in seconds from the start, in which phase, and of how many items."""
+    """When a call is due, in seconds from the start, in which phase, begun when, and of how many items."""
 
     at_s: float
     phase: Phase
+    began_s: float
     size: int
 
 
@@ -100,7 +103,7 @@ def schedule(capacity: float, mix: Mix, seconds: float, rng: np.random.Generator
         expected = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(at))])
         times = np.interp(poisson_times(1.0, float(expected[-1]), rng), expected, at)
         sizes = mix.draw(len(times), rng)
-        arrivals += [Arrival(began + t, phase, size) for t, size in zip(times.tolist(), sizes, strict=True)]
+        arrivals += [Arrival(began + t, phase, began, size) for t, size in zip(times.tolist(), sizes, strict=True)]
         began += lasts
     return arrivals
 

@@ -112,6 +112,7 @@ class Dispatcher(FastHttpUser):
         self.given = self.environment.parsed_options
         self.headers = {"Content-Type": "application/json", **_authorization(self.given.api_keys)}
         self.outcomes: list[Outcome] = []
+        self.backlog_s = 0.0
 
     @task
     def run_all(self) -> None:
@@ -148,10 +149,19 @@ class Dispatcher(FastHttpUser):
         return sum(scored) / (perf_counter() - began)
 
     def dispatch(self, arrivals: list[Arrival], limits_s: dict[int, float]) -> None:
-        """Start every call at its time, and wait for the answers when all are sent."""
+        """Start every call at its time, and wait for the answers when all are sent.
+
+        A phase that wants a settled service begins later by what the calls before it take, and so does all after it.
+        """
         calls = Group()
-        started = perf_counter()
+        started, before = perf_counter(), None
         for arrival in arrivals:
+            if arrival.phase is not before and arrival.phase.settled:
+                gevent.sleep(max(0.0, started + arrival.began_s - perf_counter()))
+                calls.join(raise_error=True)
+                self.backlog_s = perf_counter() - started - arrival.began_s
+                started += self.backlog_s
+            before = arrival.phase
             body = self.bodies.repeat(arrival.size) if arrival.phase.repeats else None
             kind = told.WARM if body is not None else "cold" if arrival.phase.repeats else arrival.phase.name
             body = body or self.bodies.new(arrival.size, limits_s[arrival.size])
@@ -198,7 +208,7 @@ class Dispatcher(FastHttpUser):
             "zipf": given.zipf,
             "phases": {p.name: {"seconds": p.share * given.schedule_s, "load": [p.start, p.end]} for p in PHASES},
             "calls": told.by_kind(self.outcomes, thresholds),
-            "overload": over,
+            "overload": {**over, "backlog_s": self.backlog_s},
             "sent_late_ms_p99": 1000 * float(p99(np.array([o.late_s for o in self.outcomes]))),
             "client_share_of_cores": cost.share,
             "thresholds": verdicts,

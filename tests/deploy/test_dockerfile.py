@@ -41,13 +41,14 @@ def image(tmp_path_factory) -> Iterator[Path]:
 
 
 def _container(root: Path, command: list[str], **settings: str) -> subprocess.Popen[str]:
-    """Start a command as the image's user with its environment; the whole root is read-only, without capabilities."""
+    """Start a command as the image's user with its environment; only /tmp can be written to, without capabilities."""
     stage = STAGES["cpu"]
     [user] = stage.values("USER")
     uid, gid = user.split(":")
     prefix = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--no-new-privs")
     prefix += ("--bounding-set=-all", "--inh-caps=-all")
-    mounts = [f"mount -o remount,bind,ro {shlex.quote(str(root))}"]
+    place = shlex.quote(str(root))
+    mounts = [f"mount -o remount,bind,ro {place}", f"mount -t tmpfs -o mode=1777 tmpfs {place}/tmp"]
     return subprocess.Popen(
         enter(root, command, mounts=mounts, prefix=prefix),
         env=stage.environment() | settings,
