@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +90,12 @@ class ServerProcess:
         self._began = 0.0
 
     def spawn(self) -> None:
-        """Start the process without waiting for it."""
+        """Start the process without waiting for it; from now on SIGTERM ends this program as Ctrl-C does.
+
+        Else a program that is told to end would leave its servers behind.
+        """
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             self._command, cwd=self._folder, env=dict(self._environment), stdout=self._output, stderr=self._output

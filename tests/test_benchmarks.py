@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks.fifo_server import FifoQueue
@@ -19,7 +22,7 @@ from benchmarks.http_saturated import layouts_of
 from benchmarks.load import Call, Reply, connected, http_post, poisson_times, score_call
 from benchmarks.measure import block_ratio, figure, requests_of, verdict
 from benchmarks.overload import block_of
-from benchmarks.servers import Metrics, Server, quantile_edge
+from benchmarks.servers import PROJECT, Metrics, Server, quantile_edge
 from benchmarks.soak import fitted_growth, peak_growth
 from benchmarks.zipf import zipf_rows
 from relevance.pairs import Item
@@ -293,3 +296,25 @@ def test_the_two_layer_bundle_is_made_by_the_export_stage_and_kept(tmp_path: Pat
     assert json.loads((bundle / "manifest.json").read_text())["model_id"] == "two-layer-random"
     assert two_layer_bundle(tmp_path) == bundle
     assert (bundle / "manifest.json").stat().st_mtime_ns == written
+
+
+_WATCHING = """
+import os, sys, time
+from benchmarks.servers import ServerProcess, free_port
+port = free_port()
+command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+with ServerProcess(command, port=port, environment=os.environ, ready="/") as server:
+    print(server.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_benchmark_that_is_told_to_end_takes_its_server_with_it() -> None:
+    """SIGTERM to the program ends the server that it started."""
+    program = subprocess.Popen([sys.executable, "-c", _WATCHING], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    with program.stdout:
+        server = psutil.Process(int(program.stdout.readline()))
+        program.terminate()
+        assert program.wait(timeout=60) != 0
+    assert not server.is_running()
