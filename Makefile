@@ -10,21 +10,27 @@ HOST ?= 127.0.0.1
 LOAD_DATA ?= $(wildcard ../shared/data/esci-mini/esci_mini.parquet)
 PORT ?= 8000
 
-.PHONY: serve test check bench load peers gpu pipeline dashboards check-gpu-image contracts golden install-service install-all clean
+.PHONY: serve test check docs docs-serve bench load peers gpu pipeline dashboards check-gpu-image contracts golden install-service install-all clean
 
 serve: $(VENV)/service.stamp  ## run the service on the embedded default bundle
 	$(BIN)/relevance serve --host $(HOST) --port $(PORT)
 
-# Tests of models and files keep a core busy each, so they run side by side; those of servers wait and measure, alone.
-test: $(VENV)/all.stamp  ## every test that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile tests/contracts tests/export tests/relevance tests/training
-	$(BIN)/python -m pytest tests/deploy tests/service $(wildcard tests/test_*.py)
+# Tests of models, files and manifests run side by side, a core each; those of our servers wait and measure, alone.
+test: $(VENV)/all.stamp $(VENV)/docs.stamp  ## every test that this machine can run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile tests/contracts tests/deploy tests/docs tests/export tests/relevance tests/training
+	$(BIN)/python -m pytest tests/service $(wildcard tests/test_*.py)
 
 check: $(VENV)/all.stamp  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/docs.stamp  ## the documentation site, strictly, into runs/site
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/docs.stamp  ## the same on http://127.0.0.1:8001, anew at every change
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 bench: $(VENV)/all.stamp  ## throughput ratios, results under benchmarks/results
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
@@ -67,6 +73,10 @@ $(VENV)/all.stamp: $(VENV)/service.stamp clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,teacher,scale,export]' --group dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable clients/python
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/service.stamp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	touch $@
 
 # onnxruntime and onnxruntime-gpu must not stand side by side, nor torch's CPU build where the GPU is measured.
