@@ -45,23 +45,25 @@ class _Worker:
     Raises: InputError: if this node's policy is not the caller's.
     """
 
-    def __init__(self, settings: Settings, expected_policy: str) -> None:
+    def __init__(self, settings: Settings, expected_policy: str, probabilities: bool) -> None:
         model = load_model(settings)
         if policy_hash(model) != expected_policy:
             raise InputError(f"{settings.policy}: expected the caller's policy on every node, found another one")
         self._scorer = model.scorer
+        self._probabilities = probabilities
 
     def score(self, groups: Sequence[list[Pair]]) -> list[ScoredGroup]:
         """Score some groups."""
-        return [score_group(self._scorer, group) for group in groups]
+        return [score_group(self._scorer, group, probabilities=self._probabilities) for group in groups]
 
 
 def score_over_ray(
-    groups: Iterable[list[Pair]], cluster: Cluster, settings: Settings, *, policy: str
+    groups: Iterable[list[Pair]], cluster: Cluster, settings: Settings, *, policy: str, probabilities: bool = False
 ) -> Generator[ScoredGroup]:
     """Score groups on a cluster and give the answers in order; Ray starts a lost worker again, elsewhere.
 
-    Args: settings: of each scorer; its paths are the same on every node; policy: hash that its policy must have.
+    Args: settings: of each scorer; its paths are the same on every node; policy: hash that its policy must have;
+        probabilities: write those of the classes too.
     Raises: InputError: if Ray is not installed; EngineError: if a worker fails.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -83,7 +85,9 @@ def score_over_ray(
         remote = ray.remote(_Worker).options(
             num_cpus=threads, num_gpus=gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES
         )
-        workers: list[Any] = [remote.remote(settings, policy) for _ in range(max(1, cluster.workers or room))]
+        workers: list[Any] = [
+            remote.remote(settings, policy, probabilities) for _ in range(max(1, cluster.workers or room))
+        ]
         waiting: deque[Any] = deque()
         for worker, task in zip(cycle(workers), _tasks(groups), strict=False):
             if len(waiting) > _TASKS_AHEAD * len(workers):

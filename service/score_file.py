@@ -98,15 +98,16 @@ def main(argv: list[str]) -> int:
         "batch": arguments.batch,
         "batch_tokens": TOKEN_BUDGET,
         "on_bad_row": arguments.on_bad_row,
+        "probabilities": arguments.probabilities,
     }
     done = part.resume(origin)
     bad_rows = BadRows(policy=arguments.on_bad_row)
     groups = group_pairs(read_pairs(arguments.file, bad_rows), at_most=arguments.batch)
     skipped, rest = part.skip(groups, done)
-    answers = _over_ray(rest, arguments, settings, model) if arguments.ray else _here(rest, model)
+    answers = _over_ray(rest, arguments, settings, model) if arguments.ray else _here(rest, arguments, model)
     with closing(answers):
         n_rows = _append(answers, part, skipped, bad_rows=bad_rows, where=arguments.file.name)
-    _publish(part, out)
+    _publish(part, out, arguments.probabilities)
     sys.stderr.write(f"relevance score: {n_rows} rows → {out}; {bad_rows.count} bad rows skipped\n")
     for error in bad_rows.first:
         sys.stderr.write(f"  {error}\n")
@@ -125,9 +126,9 @@ def group_pairs(pairs: Iterable[Pair], *, at_most: int) -> Iterator[list[Pair]]:
         yield group
 
 
-def _here(groups: Iterable[list[Pair]], model: Model) -> Generator[ScoredGroup]:
+def _here(groups: Iterable[list[Pair]], arguments: argparse.Namespace, model: Model) -> Generator[ScoredGroup]:
     for group in groups:
-        yield score_group(model.scorer, group)
+        yield score_group(model.scorer, group, probabilities=arguments.probabilities)
 
 
 def _over_ray(
@@ -143,7 +144,8 @@ def _over_ray(
         "threads": settings.threads or 1,
     }
     cluster = Cluster(arguments.ray, arguments.workers)
-    return score_over_ray(groups, cluster, settings.model_copy(update=same), policy=policy_hash(model))
+    settings = settings.model_copy(update=same)
+    return score_over_ray(groups, cluster, settings, policy=policy_hash(model), probabilities=arguments.probabilities)
 
 
 def _append(answers: Iterator[ScoredGroup], part: Part, n_rows: int, *, bad_rows: BadRows, where: str) -> int:
@@ -160,17 +162,19 @@ def _append(answers: Iterator[ScoredGroup], part: Part, n_rows: int, *, bad_rows
     return n_rows
 
 
-def _publish(part: Part, out: Path) -> None:
+def _publish(part: Part, out: Path, probabilities: bool) -> None:
     if out.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        names = ("query_id", "item_id", "score", "tier", "label", "kept", "truncated", "policy_locale", "reason")
+        names = ["query_id", "item_id", "score", "tier", "label", "kept", "truncated", "policy_locale", "reason"]
+        names += ["probabilities"] if probabilities else []
         types: dict[str, pa.DataType] = {
             "score": pa.float64(),
             "tier": pa.int8(),
             "kept": pa.bool_(),
             "truncated": pa.bool_(),
+            "probabilities": pa.list_(pa.float64()),
         }
         schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
         staging = out.with_name(out.name + ".part.parquet")
@@ -210,6 +214,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="output, .jsonl or .parquet (default: FILE.out.jsonl)")
     parser.add_argument("--batch", type=int, default=4096, help="most rows of one query scored together")
     parser.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail", help="what a bad row does")
+    parser.add_argument("--probabilities", action="store_true", help="write the probability of each class too")
     parser.add_argument("--precision", help="auto, fp32, fp16, int8w or int8 (default auto)")
     parser.add_argument("--threads", type=int, help="intra-op threads (default: the CPU quota; with --ray 1 a worker)")
     parser.add_argument("--ray", metavar=f"ADDRESS|{LOCAL}", help="score on a Ray cluster, or on one of this machine")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from relevance.errors import QueryTooLongError
@@ -28,23 +30,35 @@ class ScoredGroup:
     problem: str | None = None
 
 
-def score_group(scorer: Scorer, group: list[Pair]) -> ScoredGroup:
-    """Score a group; a query over the limit leaves its rows unscored and says so."""
-    query, classes = group[0].query, scorer.bundle.scheme.classes
+def score_group(scorer: Scorer, group: list[Pair], *, probabilities: bool = False) -> ScoredGroup:
+    """Score a group; a query over the limit leaves its rows unscored and says so.
+
+    Args: probabilities: write those of the classes too, in the scheme's order.
+    """
+    query, scheme = group[0].query, scorer.bundle.scheme
+    chances_BK = np.zeros((len(group), scheme.n_classes)) if probabilities else None
     try:
-        scored = scorer.score(query.text, [pair.item for pair in group], locale=query.locale)
+        prepared = scorer.prepare(query.text, [pair.item for pair in group], locale=query.locale)
     except QueryTooLongError as error:
         unscored = scorer.unscored(len(group), "error", locale=query.locale)
-        return ScoredGroup(len(group), output_lines(group, unscored, classes), str(error))
-    return ScoredGroup(len(group), output_lines(group, scored, classes))
+        return ScoredGroup(len(group), output_lines(group, unscored, scheme.classes, chances_BK), str(error))
+    logits = scorer.run(prepared)
+    scored = scorer.finish(prepared, logits)
+    if probabilities:
+        known_BK = np.where(scored.reason_B[:, None] == 0, logits.logits_BK, np.float32(0))
+        chances_BK = scorer.bundle.calibrator.probabilities(known_BK, scored.policy_locale)
+    return ScoredGroup(len(group), output_lines(group, scored, scheme.classes, chances_BK))
 
 
-def output_lines(group: list[Pair], scored: Scored, classes: tuple[str, ...]) -> bytes:
-    """Give one JSON line a pair, in input order."""
+def output_lines(
+    group: list[Pair], scored: Scored, classes: tuple[str, ...], probabilities_BK: NDArray[np.float64] | None
+) -> bytes:
+    """Give one JSON line a pair, in input order; probabilities are a field of it where they are given."""
     lines = []
+    chances_BK = None if probabilities_BK is None else np.round(probabilities_BK, _DECIMALS).tolist()
     for row, (pair, score) in enumerate(zip(group, np.round(scored.score_B, _DECIMALS).tolist(), strict=True)):
         reason = int(scored.reason_B[row])
-        line = {
+        line: dict[str, Any] = {
             "query_id": pair.query.id,
             "item_id": pair.item.id,
             "score": None if reason else score,
@@ -55,6 +69,8 @@ def output_lines(group: list[Pair], scored: Scored, classes: tuple[str, ...]) ->
             "policy_locale": scored.policy_locale,
             "reason": REASONS[reason - 1] if reason else None,
         }
+        if chances_BK is not None:
+            line["probabilities"] = None if reason else chances_BK[row]
         lines.append(to_json(line) + b"\n")
     return b"".join(lines)
 

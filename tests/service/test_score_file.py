@@ -103,6 +103,23 @@ def test_parquet_output_holds_the_same_rows(file, tiny_bundle, tmp_path):
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == expected
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_probabilities_are_written_where_they_are_asked_for(file, tiny_bundle, tmp_path, kind: str):
+    """In the scheme's order: their expected gain is the score; a row without a score has none."""
+    with file.open("a") as handle:
+        handle.write(json.dumps({"query": "kettle " * 400, "title": "kettle"}) + "\n")
+    out = tmp_path / f"out.{kind}"
+    _run(file, tiny_bundle, "--on-bad-row", "skip", "--probabilities", "--out", str(out))
+
+    *rows, refused = _rows(out) if kind == "jsonl" else pq.read_table(out).to_pylist()
+    gains = [1.0, 0.1, 0.01, 0.0]
+    for row in rows:
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+        expected = sum(p * gain for p, gain in zip(row["probabilities"], gains, strict=True))
+        assert row["score"] == pytest.approx(expected, abs=1e-5)
+    assert (len(rows), refused["probabilities"]) == (20, None)
+
+
 def test_a_bad_row_fails_with_its_number_or_is_skipped_and_counted(file, tiny_bundle, capsys):
     """Row 21 has no title."""
     with file.open("a") as handle:
