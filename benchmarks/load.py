@@ -85,17 +85,25 @@ def http_post(body: bytes, path: str = "/score") -> bytes:
 
 
 def score_call(
-    query: str, titles: Sequence[str], *, kind: str = "", deadline_s: float | None = None, margin_s: float = 0.0
+    query: str,
+    titles: Sequence[str],
+    *,
+    kind: str = "",
+    deadline_s: float | None = None,
+    margin_s: float = 0.0,
+    explain: bool = False,
 ) -> Call:
     """Prepare a `/score` call; a deadline is also told to the server.
 
-    Args: margin_s: told so much earlier, as by a caller that allows for the way back.
+    Args: margin_s: told so much earlier, as by a caller that allows for the way back; explain: ask for explanations.
     """
     asked: dict[str, object] = {
         "query": query,
         "locale": "us",
         "items": [{"id": i, "title": title} for i, title in enumerate(titles)],
     }
+    if explain:
+        asked["explain"] = True
     if deadline_s is not None:
         asked["deadline_ms"] = max(1, round((deadline_s - margin_s) * 1000))
     return Call(http_post(json.dumps(asked, ensure_ascii=False).encode()), len(titles), kind, deadline_s)

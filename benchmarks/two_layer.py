@@ -47,6 +47,7 @@ model_id = "{name}-random"
 precisions = {precisions}
 ship = {precisions}
 gate_pairs = 50
+latent_outputs = {latent_outputs}
 """
 
 
@@ -54,7 +55,8 @@ gate_pairs = 50
 class RandomModel:
     """What a random bundle is made of.
 
-    Args: name: also of its folder; vocabulary: None is the tokenizer's; precisions: graphs to make and ship.
+    Args: name: also of its folder; vocabulary: None is the tokenizer's; precisions: graphs to make and ship;
+        latent_outputs: whether they give latents and token weights too.
     """
 
     name: str
@@ -63,6 +65,7 @@ class RandomModel:
     heads: int
     vocabulary: int | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
+    latent_outputs: bool = False
 
 
 TWO_LAYER = RandomModel("two-layer", layers=2, width=384, heads=12)
@@ -89,7 +92,13 @@ def random_bundle(work: Path, model: RandomModel) -> Path:
         (run / stage).mkdir(parents=True)
         (run / stage / DONE).write_text(json.dumps({"inputs": "", "seconds": 0, "commit": ""}))
     (run / "recipe.toml").write_text(
-        RECIPE.format(name=model.name, precisions=json.dumps(model.precisions), **limits.model_dump()), encoding="utf-8"
+        RECIPE.format(
+            name=model.name,
+            precisions=json.dumps(model.precisions),
+            latent_outputs=json.dumps(model.latent_outputs),
+            **limits.model_dump(),
+        ),
+        encoding="utf-8",
     )
     for name in (CALIBRATION, POLICY):
         shutil.copy(DEFAULT_BUNDLE / name, run / "calibrate" / name)

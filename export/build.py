@@ -1,4 +1,7 @@
-"""Stage `export`: student, calibrator and policy → gated ONNX graphs, golden pairs and a verified bundle."""
+"""Stage `export`: student, calibrator and policy → gated ONNX graphs, golden pairs and a verified bundle.
+
+Where stage `prototypes` has finished, the bundle gets its rationales and the graphs give latent and token weights too.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from export.parity import (
     draw_gate_pairs,
     gate_graph,
     open_graph,
+    output_differences,
     reference_logits,
 )
 from export.precision import write_fp16, write_int8, write_int8w
@@ -34,6 +38,7 @@ from relevance.bundle import (
     CPU_ORDER,
     GOLDEN,
     POLICY,
+    PROTOTYPES,
     TEMPLATE,
     TOKENIZER,
     Gate,
@@ -115,17 +120,22 @@ class Exporter:
     def build(self) -> Manifest:
         """Make and gate the graphs, then write the bundle and the gates' figures.
 
-        Raises: ParityError: as in `main`.
+        Raises: ParityError: as in `main`, or if latents or token weights differ from the torch student's.
         """
-        paths = make_graphs(self.student, self.folder / GRAPHS, self.recipe.export, self._range_batches())
+        explains = PROTOTYPES in self.files
+        section = self.recipe.export.model_copy(update={"latent_outputs": True} if explains else {})
+        paths = make_graphs(self.student, self.folder / GRAPHS, section, self._range_batches())
         gate_pairs = draw_gate_pairs(
             self.pairs, self.tokenizer, self.template, limit=self.recipe.export.gate_pairs, seed=self.recipe.seed
         )
         opened = {precision: open_graph(path, precision) for precision, path in paths.items()}
         gates = self._gates(opened, gate_pairs)
         figures = {name: json.loads(gate.model_dump_json()) for name, gate in gates.items()}
-        (self.folder / FIGURES).write_text(json.dumps({"gates": figures}, indent=2) + "\n", encoding="utf-8")
         shipped = [p for p in self.recipe.export.ship if gates[p].passed]
+        outputs = {p: output_differences(self.student, paths[p], p, gate_pairs) for p in shipped if explains}
+        (self.folder / FIGURES).write_text(
+            json.dumps({"gates": figures, "outputs": outputs}, indent=2) + "\n", encoding="utf-8"
+        )
         if not set(shipped) & set(CPU_ORDER):
             raise ParityError(f"export: expected a graph of {CPU_ORDER} to ship that passes its gate; found {figures}")
         graphs = {p: _graph(paths[p], p, gates[p]) for p in shipped}
@@ -147,6 +157,7 @@ class Exporter:
                 GOLDEN: golden_lines(golden),
                 BASELINE: _line(baseline.model_dump_json()),
                 CARD: self._card(manifest).encode(),
+                **({PROTOTYPES: self.files[PROTOTYPES]} if explains else {}),
             },
         )
         open_bundle(self.folder / BUNDLE)
@@ -268,6 +279,8 @@ def _input_files(run: runs.Run) -> dict[str, Path]:
         **{f"pairs.{split}": data / f"pairs.{split}.parquet" for split in ("train", *REFERENCE_SPLITS)},
         **{f"predictions.{split}": student / f"predictions.{split}.parquet" for split in REFERENCE_SPLITS},
     }
+    if run.finished("prototypes"):
+        files[PROTOTYPES] = run.folder("prototypes") / PROTOTYPES
     if run.finished("evaluate"):
         files["report"] = run.path / "evaluate" / "report.json"
     for name, path in (("card", run.recipe.export.card), ("golden", run.recipe.export.golden)):

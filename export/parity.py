@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
 
 from relevance.bundle import Gate, Precision
@@ -24,6 +25,7 @@ from relevance.pairs import LabelledPair
 from relevance.policy import TierPolicy
 from relevance.text import TextTemplate
 from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
+from training.student.model import Student
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -35,6 +37,11 @@ MAX_BATCH_DIFFERENCE = 1e-4
 MAX_TIER_FLIPS = 0.05
 MAX_NDCG_LOSS = 0.01
 MAX_ECE_RISE = 0.01
+MAX_LATENT_DIFFERENCE = 0.05
+"""Largest relative distance of a latent from the torch student's: weights stored as int8 move it by about 1 %."""
+MAX_WEIGHT_DIFFERENCE = 1e-3
+OUTPUT_PAIRS = 256
+"""Gate pairs on which latents and token weights are compared."""
 ONE_SIDED = 0.90
 """Confidence of a two-sided interval whose upper end is a one-sided 95 % bound."""
 BATCH_SIZE = 32
@@ -193,17 +200,49 @@ def reference_logits(torch_run: Run, fp32_run: Run, gate_pairs: GatePairs) -> Re
 
 def open_graph(path: Path, precision: Precision) -> Run:
     """Open a graph on the CPU as the service does: int8w weights are folded to fp32 at load."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if precision == "int8w":
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = _open_session(path, precision)
 
     def run(batch: PairBatch) -> NDArray[np.floating]:
         logits: NDArray[np.floating] = session.run(["logits"], batch.inputs())[0]
         return logits
 
     return run
+
+
+def output_differences(student: Student, path: Path, precision: Precision, gate_pairs: GatePairs) -> dict[str, float]:
+    """Hold a graph's latents and token weights against the torch student's, in batches of mixed lengths.
+
+    Returns: `latent`, the largest relative distance, and `token_weights`, the largest difference.
+    Raises: ParityError: if one is over `MAX_LATENT_DIFFERENCE` or `MAX_WEIGHT_DIFFERENCE`.
+    """
+    session = _open_session(path, precision)
+    found = {"latent": 0.0, "token_weights": 0.0}
+    for start in range(0, min(len(gate_pairs), OUTPUT_PAIRS), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        batch = gate_pairs.tokenizer.collate(gate_pairs.queries[rows], gate_pairs.items[rows])
+        latent_BR, weight_BL = session.run(["latent", "token_weights"], batch.inputs())
+        with torch.inference_mode():
+            own = student(**{name: torch.from_numpy(array) for name, array in batch.inputs().items()})
+        if own.latent_BR is None:
+            raise ParityError("export: expected a student with a latent beside prototypes, found one without")
+        own_BR = own.latent_BR.numpy()
+        distance_B = np.linalg.norm(latent_BR - own_BR, axis=1) / np.linalg.norm(own_BR, axis=1)
+        found["latent"] = max(found["latent"], float(distance_B.max()))
+        found["token_weights"] = max(found["token_weights"], _largest(weight_BL - own.token_weights_BL.numpy()))
+    if not (found["latent"] <= MAX_LATENT_DIFFERENCE and found["token_weights"] <= MAX_WEIGHT_DIFFERENCE):
+        raise ParityError(
+            f"export, {precision}: expected latents within {MAX_LATENT_DIFFERENCE:g} and token weights within "
+            f"{MAX_WEIGHT_DIFFERENCE:g} of the torch student, found {found}"
+        )
+    return found
+
+
+def _open_session(path: Path, precision: Precision) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if precision == "int8w":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _quality_bounds(

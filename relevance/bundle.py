@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from relevance.errors import BundleError, BundleIntegrityError, BundleVersionErr
 from relevance.labels import LabelScheme
 from relevance.pairs import Item
 from relevance.policy import TierPolicy
+from relevance.prototypes import Prototypes
 from relevance.text import TextTemplate
 from relevance.tokenization import PairTokenizer
 
@@ -37,6 +38,10 @@ POLICY = "policy.toml"
 GOLDEN = "golden.jsonl"
 BASELINE = "baseline.json"
 CARD = "CARD.md"
+PROTOTYPES = "rationales.npz"
+"""Optional: typical rationales, for explanations; the graphs then give the latent too."""
+LATENT = "latent"
+"""Name of the graph output that the prototypes' maps take."""
 _REQUIRED = (TOKENIZER, TEMPLATE, CALIBRATION, POLICY, GOLDEN, BASELINE, CARD)
 
 
@@ -159,7 +164,7 @@ class Baseline(_Schema):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened, verified bundle."""
+    """An opened, verified bundle; `prototypes` is None where it explains nothing."""
 
     path: Path
     manifest: Manifest
@@ -170,6 +175,7 @@ class Bundle:
     policy: TierPolicy
     golden: tuple[GoldenPair, ...]
     baseline: Baseline
+    prototypes: Prototypes | None = None
 
     def graph_path(self, precision: Precision) -> Path:
         """Give the path of a graph.
@@ -201,7 +207,7 @@ def open_bundle(path: Path, policy_path: Path | None = None) -> Bundle:
     """
     manifest = _read_manifest(path)
     contents = {name: _verified(path, name, entry) for name, entry in manifest.files.items()}
-    expected = {*_REQUIRED, *(graph_file(precision) for precision in manifest.graphs)}
+    expected = _expected_files(manifest, contents)
     if expected != set(contents):
         raise BundleIntegrityError(f"{path}: expected files {sorted(expected)}, manifest lists {sorted(contents)}")
     try:
@@ -229,16 +235,18 @@ def open_bundle(path: Path, policy_path: Path | None = None) -> Bundle:
         policy=TierPolicy.from_toml(policy_path.read_bytes() if policy_path else contents[POLICY], scheme),
         golden=golden,
         baseline=baseline,
+        prototypes=_prototypes(path, manifest, contents, scheme),
     )
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Manifest:
     """Write a bundle to a new directory: all files first, then the manifest, then one rename.
 
-    Args: path: must not exist; manifest: without file entries and id; files: name → content, or a file to copy.
+    Args: path: must not exist; manifest: without file entries and id; files: name → content, or a file to copy;
+        `PROTOTYPES` may be among them.
     Returns: the manifest as written. Raises: BundleError: if the path exists or a required file is missing.
     """
-    expected = {*_REQUIRED, *(graph_file(precision) for precision in manifest.graphs)}
+    expected = _expected_files(manifest, files)
     if set(files) != expected:
         raise BundleError(f"expected the files {sorted(expected)}, found {sorted(files)}")
     if path.exists():
@@ -288,6 +296,24 @@ def _read_manifest(path: Path) -> Manifest:
             f"{file}: expected bundle_id {manifest.content_hash()}, found {manifest.bundle_id!r}; it was edited"
         )
     return manifest
+
+
+def _expected_files(manifest: Manifest, found: Iterable[str]) -> set[str]:
+    optional = {PROTOTYPES} & set(found)
+    return {*_REQUIRED, *optional, *(graph_file(precision) for precision in manifest.graphs)}
+
+
+def _prototypes(
+    path: Path, manifest: Manifest, contents: Mapping[str, bytes], scheme: LabelScheme
+) -> Prototypes | None:
+    if PROTOTYPES not in contents:
+        return None
+    silent = sorted(precision for precision, graph in manifest.graphs.items() if LATENT not in graph.outputs)
+    if silent:
+        raise BundleError(
+            f"{path}: expected graphs with output {LATENT!r} beside {PROTOTYPES}, found graphs {silent} without it"
+        )
+    return Prototypes.from_bytes(contents[PROTOTYPES], n_classes=scheme.n_classes)
 
 
 def _verified(path: Path, name: str, entry: FileEntry) -> bytes:

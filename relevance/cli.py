@@ -26,12 +26,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pretrain": ("training.student.pretrain", "training", "a small encoder from scratch reads the texts, no labels"),
     "warm_up": ("training.student.warm_up", "training", "a student learns the soft labels before it sees a label"),
     "student": ("training.student.train", "training", "train a student; write weights and predictions"),
+    "prototypes": ("training.prototypes.stage", "training", "typical rationales of a student's pairs, to explain by"),
     "grid": ("training.grid.stage", "training", "systems × seeds on the same pairs, with controls"),
     "baseline": ("training.lexical_baseline", "training", "the lexical baseline on the same rows, for the report"),
     "calibrate": ("training.calibrate", "training", "fit the calibrator, choose and certify cut points"),
     "evaluate": ("training.evaluate", "training", "figures with intervals: report.json"),
     "report": ("training.report", "training", "one self-contained page of a run's figures or of a grid's comparison"),
-    "study": ("training.studies.stage", "training", "calibration, robustness, disparity, probing, transfer"),
+    "study": ("training.studies.stage", "training", "calibration, robustness, disparity, faithfulness and others"),
     "ab": ("training.ab.stage", "training", "online experiments: lifts, intervals, sample ratio, power"),
     "export": ("export.build", "export", "student to ONNX graphs, gates, and a verified bundle"),
     "verify": ("service.verify", "service", "check a bundle's files and replay its golden pairs"),
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "drain": ("service.drain", "service", "pre-stop hook: readiness off, then wait for load balancers"),
     "capacity": ("service.capacity", "service", "how many replicas a load needs, by simulation"),
     "score": ("service.score_file", "service", "score a JSONL or Parquet file of pairs offline"),
+    "inspect": ("training.inspection.command", "training", "error analysis of a scored file or a run, as one page"),
 }
 
 

@@ -82,8 +82,9 @@ class Prototypes:
         """
         self._check(n_classes=self.share_MK.shape[-1])
         buffer = io.BytesIO()
-        arrays = {name: getattr(self, name) for name in _SHAPES}
-        np.savez(buffer, **{name: np.array(getattr(self, name), np.str_) for name in _TEXT_ARRAYS}, **arrays)
+        arrays: dict[str, Any] = {name: np.array(getattr(self, name), np.str_) for name in _TEXT_ARRAYS}
+        arrays |= {name: getattr(self, name) for name in _SHAPES}
+        np.savez(buffer, **arrays)
         data = buffer.getvalue()
         _check_size(data)
         return data

@@ -17,6 +17,7 @@ from service.admin_routes import admin_router
 from service.api_keys import ApiKeys
 from service.lifecycle import OnEnd, Service
 from service.middleware import RequestBoundary
+from service.playground_page import playground_router
 from service.problems import on_error
 from service.rerank import rerank_router
 from service.rerank_dialects import RerankRequest
@@ -64,6 +65,8 @@ def create_app(settings: Settings, *, on_end: OnEnd = lambda status, reason: Non
     app.include_router(router)
     app.include_router(rerank_router)
     app.include_router(admin_router)
+    if settings.playground:
+        app.include_router(playground_router())
     for kind in (RelevanceError, HTTPException):
         app.add_exception_handler(kind, on_error)
     app.add_middleware(

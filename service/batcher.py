@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 FRONT_THREADS = 2
 INLINE_ROWS = 128
 """Up to so many rows are finished on the event loop: a thread would cost more than it takes off."""
+EXPLAINED_AS = 4
+"""Plain rows that an explained one counts as when the time to render and send an answer is estimated."""
 Priority = Literal["low", "normal", "high"]
 WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 
@@ -45,7 +47,7 @@ class Work:
     """One request's pairs.
 
     Args: deadline: on the `time.monotonic` clock; on_overload: what to do when there is no room; priority: its share of
-        the engines among those who wait; span: the tracer's own.
+        the engines among those who wait; span: the tracer's own; explain: whether the answer shall be explained.
     """
 
     query: str
@@ -56,6 +58,7 @@ class Work:
     on_overload: Literal["reject", "partial"] = "reject"
     priority: Priority = "normal"
     span: RequestSpan | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +131,11 @@ class Batcher:
         Cancelling drops what has not run yet.
 
         Raises: OverloadError: no room and `on_overload` is reject; DeadlineError: not one row was reached in time;
-            QueryTooLongError; EngineError: the session raised; NotReadyError: closed.
+            QueryTooLongError; EngineError: the session raised; NotReadyError: closed; NotOfferedError, TooLargeError:
+            explanations that are not given.
         """
         n = len(work.items)
-        model = self.model
+        model = self._model_for(work)
         if self.admission.closed:
             raise NotReadyError("expected a running batcher, found it closed")
         loop = asyncio.get_running_loop()
@@ -172,8 +176,11 @@ class Batcher:
         return await self._finish(work, model, flow, logits)
 
     def pass_through(self, work: Work) -> Answer:
-        """Answer without looking at the items: every one is kept, and says so."""
-        model = self.model
+        """Answer without looking at the items: every one is kept, and says so.
+
+        Raises: NotOfferedError, TooLargeError: explanations that are not given.
+        """
+        model = self._model_for(work)
         answer = Answer(model.scorer.unscored(len(work.items), "passthrough", locale=work.locale), model, 0.0)
         self._telemetry.observe_scored(answer.scored, queue_s=0.0)
         return answer
@@ -181,7 +188,8 @@ class Batcher:
     def sent(self, answer: Answer) -> None:
         """Take note, on the event loop, that an answer is on its way, so that the next deadlines leave time for it."""
         if answer.ready_at is not None:
-            self._answer_time.observe(monotonic() - answer.ready_at, len(answer.scored.tier_B))
+            n_rows = _rows_to_render(len(answer.scored.tier_B), explained=answer.scored.basis is not None)
+            self._answer_time.observe(monotonic() - answer.ready_at, n_rows)
 
     def close(self) -> None:
         """Answer what is queued, then stop the threads."""
@@ -189,23 +197,37 @@ class Batcher:
         self.front.shutdown(wait=True)
         self.engines.close()
 
+    def _model_for(self, work: Work) -> Model:
+        """Give what scores now, if it can do what the work asks for."""
+        model = self.model
+        if work.explain:
+            model.explanations.check(len(work.items))
+        return model
+
     def _submit(self, model: Model, work: Work) -> Flow:
-        """On a front thread: look pairs up, ask for admission, tokenise what is left, queue it."""
+        """On a front thread: look pairs up, ask for admission, tokenise what is left, queue it.
+
+        What is to be explained is not looked up: caches hold logits, explanations need latents.
+        """
         scorer = model.scorer
+        explainer = model.explanations.explainer if work.explain else None
         texts = scorer.texts(work.query, work.items, locale=work.locale)
         caches = self._cache is not None or self._shared is not None
         keys = pair_keys(model.identity, texts.query, texts.items) if caches else None
-        known = self._local(model, keys) if keys is not None else None
+        known = self._local(model, keys) if keys is not None and explainer is None else None
         missing = np.flatnonzero(~known.found_B).tolist() if known is not None else list(range(len(texts.items)))
+        n_rows = _rows_to_render(len(texts.items), explained=work.explain)
         ticket = self.admission.admit(
             model.costs.tokens(texts, missing),
             weight=WEIGHTS[work.priority],
-            deadline=work.deadline - self._answer_time.reserve_s(len(work.items)),
+            deadline=work.deadline - self._answer_time.reserve_s(n_rows),
         )
         try:
             if keys is not None and known is not None and missing and self._shared is not None:
                 missing = self._share(self._shared, keys, known, missing)
             prepared = scorer.tokenize(texts, known)
+            if explainer is not None:
+                prepared = explainer.read(texts, prepared)
             tokens = int(prepared.length_B[missing].sum())
             model.costs.learn(texts, missing, tokens)
             if not ticket.hopeless:
@@ -215,6 +237,8 @@ class Batcher:
         except BaseException:
             self.admission.release(ticket)
             raise
+        if prepared.reading is not None:
+            prepared.reading.prepare()
         return flow
 
     def _local(self, model: Model, keys: list[bytes]) -> Found:
@@ -277,6 +301,7 @@ class Batcher:
         if (scored.reason_B == reason_code("deadline")).any():
             self._telemetry.cancelled.labels("expired").inc()
         self._telemetry.observe_scored(scored, queue_s=queue_s)
+        self._telemetry.explained.inc(work.explain)
         stages = {
             "tokenize": (flow.since - scored.tokenize_s, flow.since),
             "queue": (flow.since, flow.since + queue_s),
@@ -297,3 +322,7 @@ class Batcher:
     def _gone(self, n_pairs: int) -> None:
         self._telemetry.cancelled.labels("cancelled").inc()
         self._telemetry.observe_lost(n_pairs, "cancelled")
+
+
+def _rows_to_render(n_items: int, *, explained: bool) -> int:
+    return n_items * (EXPLAINED_AS if explained else 1)

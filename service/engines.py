@@ -153,7 +153,12 @@ class Engines:
         self._telemetry.inflight_batches.inc()
         try:
             sessions = batch.scorer.sessions
-            logits_NK = sessions[number % len(sessions)].run(assembled.inputs)
+            session = sessions[number % len(sessions)]
+            latents = None
+            if batch.explained:
+                logits_NK, latents = session.run_with_latents(assembled.inputs)
+            else:
+                logits_NK = session.run(assembled.inputs)
         except Exception as error:
             log.exception("engine failure", extra={"fields": {"engine": number, "rows": batch.n_rows}})
             self._failed(number, batch, error)
@@ -168,7 +173,7 @@ class Engines:
                 self._telemetry.engine_failures.labels("nan").inc()
                 log.error("logits that are not numbers", extra={"fields": {"rows": batch.n_rows}})
             self._on_batch(batch, logits_NK, started, ended)
-            self._queue.complete(batch, logits_NK, ended - started)
+            self._queue.complete(batch, logits_NK, ended - started, latents)
         finally:
             state.busy_since = None
             self._telemetry.inflight_batches.dec()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from relevance.errors import RelevanceError
 from relevance.tokenization import PairBatch
 from service.admission import Ticket
+from service.latents import Latents
 from service.scorer import MAX_WASTE, MIN_BATCH_TOKENS, Logits, Prepared, Reason, Scorer, reason_code
 from service.speed import Speed
 from service.tracing import RequestSpan
@@ -66,6 +67,8 @@ class Flow:
         self.answered_at = 0.0
         self.infer_s = 0.0
         self.tokens = self.padded_tokens = 0
+        self.explained = prepared.reading is not None
+        self.latents: Latents | None = None
         self.future: Future[Logits] = Future()
         self.future.set_running_or_notify_cancel()
 
@@ -84,6 +87,13 @@ class Flow:
         self.cached_B[rows] = cached
         self.open_rows -= len(rows)
 
+    def keep(self, rows: NDArray[np.int64], found: Latents) -> None:
+        """Take the latents of some rows."""
+        if self.latents is None:
+            n_tokens = int(self.prepared.length_B.max())
+            self.latents = Latents.empty(len(self.reason_B), n_tokens=n_tokens, like=found)
+        self.latents.put(rows, found)
+
     def lose(self, rows: NDArray[np.int64], reason: Reason) -> None:
         """Give some rows up."""
         self.reason_B[rows] = reason_code(reason)
@@ -93,7 +103,13 @@ class Flow:
     def result(self) -> Logits:
         """Give what is there by now."""
         return Logits(
-            self.logits_BK, self.reason_B, self.cached_B, self.tokens, self.padded_tokens, infer_s=self.infer_s
+            self.logits_BK,
+            self.reason_B,
+            self.cached_B,
+            self.tokens,
+            self.padded_tokens,
+            infer_s=self.infer_s,
+            latents=self.latents,
         )
 
 
@@ -120,6 +136,11 @@ class Batch:
     def padded_tokens(self) -> int:
         """Rows × padded length."""
         return self.n_rows * self.length
+
+    @property
+    def explained(self) -> bool:
+        """Whether latents are wanted of a row."""
+        return any(flow.explained for flow in self.rows)
 
     def assemble(self) -> PairBatch:
         """Put the rows' token ids together."""

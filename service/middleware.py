@@ -21,8 +21,8 @@ from service.tracing import NoTracing, Tracing
 
 log = logging.getLogger("relevance.service")
 HEALTH_ROUTES = frozenset({"/livez", "/readyz", "/startupz"})
-OPEN_ROUTES = HEALTH_ROUTES | {"/metrics"}
-"""Routes that need no API key: probes and scrapers have none."""
+OPEN_ROUTES = HEALTH_ROUTES | {"/metrics", "/", "/playground"}
+"""Routes that need no API key: probes, scrapers and a browser on its way to the playground have none."""
 CLIENT_GONE = 499
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
@@ -99,7 +99,11 @@ class RequestBoundary:
         try:
             if not self._belongs_here(scope):
                 raise HTTPException(404)
-            if self._keys is not None and scope["path"] not in OPEN_ROUTES and not self._keys.allows(scope["headers"]):
+            if (
+                self._keys is not None
+                and _route(scope["path"]) not in OPEN_ROUTES
+                and not self._keys.allows(scope["headers"])
+            ):
                 raise UnauthorisedError("expected an API key as Authorization: Bearer or X-API-Key, found no valid one")
             scope["state"]["deadline_ms"] = deadline_ms(scope["headers"])
         except (RequestError, HTTPException) as error:
@@ -116,7 +120,8 @@ class RequestBoundary:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
-        route = scope["path"] if scope["path"] in ROUTES and status not in {404, 405} else UNMATCHED
+        route = _route(scope["path"])
+        route = route if route in ROUTES and status not in {404, 405} else UNMATCHED
         kind = "cancelled" if status == CLIENT_GONE else outcome(status, partial=state.get("partial", False))
         self._telemetry.requests.labels(route, str(status), kind).inc()
         size = size_class(state.get("n_items"))
@@ -134,6 +139,11 @@ class RequestBoundary:
         }
         quiet = route not in (*SCORING_ROUTES, *ADMIN_ROUTES) and status < 500
         log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
+
+
+def _route(path: str) -> str:
+    """Give the name that a path is known by: the playground's assets share one."""
+    return "/playground" if path.startswith("/playground/") else path
 
 
 def _problem(error: Exception, scope: Scope) -> Response:

@@ -12,6 +12,7 @@ from relevance.bundle import Bundle, open_bundle
 from relevance.errors import BundleError, InputError
 from relevance.pairs import Item
 from service.admission import CostEstimator
+from service.explanations import Offer, offer
 from service.golden import Replay, probe, replay
 from service.item_cache import ItemTokenCache
 from service.pair_cache import scoring_identity
@@ -29,7 +30,7 @@ class Model:
     """A bundle with all that is needed to score with it.
 
     Args: sessions: one an engine, or one for all; replay: what the golden replay showed; speed, costs: measured here;
-        identity: names everything that decides a logit.
+        identity: names everything that decides a logit; explanations: whether and how answers can be explained.
     """
 
     bundle: Bundle
@@ -39,6 +40,7 @@ class Model:
     speed: Speed
     costs: CostEstimator
     identity: bytes
+    explanations: Offer
 
     @property
     def session(self) -> OnnxSession:
@@ -56,11 +58,14 @@ class Model:
         """Give the same model under all that a bundle of the same graph decides otherwise; nothing is reloaded.
 
         The golden pairs stay those that were replayed here: the canary runs them.
+
+        Raises: BundleError: if its prototypes do not belong to the graph.
         """
         replaced = replace(bundle, tokenizer=self.bundle.tokenizer, golden=self.bundle.golden)
         first, *more = self.sessions
         scorer = Scorer(replaced, first, more_sessions=more, keep_unscored=self.scorer.keep_unscored)
-        return replace(self, bundle=replaced, scorer=scorer)
+        explanations = offer(replaced, first, max_items=self.explanations.max_items)
+        return replace(self, bundle=replaced, scorer=scorer, explanations=explanations)
 
 
 def open_model_bundle(settings: Settings) -> Bundle:
@@ -112,6 +117,7 @@ def load_model(settings: Settings) -> Model:
         speed=Speed(first.precision, engines=settings.n_engines),
         costs=CostEstimator(max_pair_tokens=bundle.manifest.limits.max_pair_tokens),
         identity=scoring_identity(bundle, first.precision),
+        explanations=offer(bundle, first, max_items=settings.explain_max_items),
     )
     _warm_up(model)
     return model

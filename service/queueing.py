@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from relevance.errors import DeadlineError, EngineError
 from service.flow import Batch, Flow, Leader, answer
+from service.latents import Latents
 
 TURNS = 4
 """Turns of weight 1 in a batch: more follow fair shares more closely, and mix lengths more."""
@@ -113,18 +114,25 @@ class FairQueue:
             if batch is not None or not late:
                 return batch
 
-    def complete(self, batch: Batch, logits_NK: NDArray[np.float32], seconds: float) -> None:
-        """Hand a batch's logits to its flows and to the rows that follow them; finished flows are answered."""
+    def complete(
+        self, batch: Batch, logits_NK: NDArray[np.float32], seconds: float, latents: Latents | None = None
+    ) -> None:
+        """Hand a batch's logits to its flows and to the rows that follow them; finished flows are answered.
+
+        Args: latents: of an explained batch's rows.
+        """
         finished: list[Flow] = []
         with self._changed:
             start = 0
             for flow, rows in batch.parts:
                 part_NK = logits_NK[start : start + len(rows)]
-                start += len(rows)
                 self._spend(flow, rows, batch.length, seconds)
                 if not flow.closed:
                     flow.deliver(rows, part_NK)
+                    if flow.explained and latents is not None:
+                        flow.keep(rows, latents.part(start, start + len(rows)))
                     self._finish(flow, finished)
+                start += len(rows)
                 for row, logits_K in zip(rows.tolist(), part_NK, strict=True) if flow.keys is not None else ():
                     for follower, their_row in self._end_lead(flow, row):
                         if not follower.closed:
@@ -270,13 +278,17 @@ class FairQueue:
         return seconds
 
     def _follow(self, flow: Flow, keys: Iterable[bytes]) -> None:
-        """Let rows whose pair is being computed wait for that, and the others be followed."""
+        """Let rows whose pair is being computed wait for that, and the others be followed.
+
+        A row that is to be explained follows none: only its own batch is sure to be asked for latents.
+        """
         keys = list(keys)
         own = []
         for row, length in zip(flow.rows, flow.lengths, strict=True):
             leader = self._leaders.get(keys[row])
             if leader is None:
                 self._leaders[keys[row]] = Leader(flow, row)
+            if leader is None or flow.explained:
                 own.append((row, length))
             else:
                 leader.followers.append((flow, row))

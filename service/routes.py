@@ -79,6 +79,7 @@ async def score(request: Request) -> Response:
         on_overload=asked.on_overload,
         priority=asked.priority,
         span=request.state.span,
+        explain=asked.explain,
     )
     if service.mode == "passthrough":
         answer = batcher.pass_through(work)
@@ -86,7 +87,7 @@ async def score(request: Request) -> Response:
         answer = await scored_answer(request, work)
     timing_ms = report(request, work=work, answer=answer, began=began)
     render = partial(
-        score_body, asked, answer.scored, answer.model.bundle, request_id=request.state.request_id, timing_ms=timing_ms
+        score_body, asked, answer.scored, answer.model, request_id=request.state.request_id, timing_ms=timing_ms
     )
     return await rendered(request, render, answer)
 
@@ -124,9 +125,9 @@ async def scored_answer(request: Request, work: Work) -> Answer:
 
 
 async def rendered(request: Request, render: Callable[[], bytes], answer: Answer) -> Response:
-    """Give the response whose body is built now, off the event loop where it is long."""
+    """Give the response whose body is built now, off the event loop where it is long or holds explanations."""
     batcher = service_of(request).running()
-    if len(answer.scored.score_B) <= INLINE_ROWS:
+    if len(answer.scored.score_B) <= INLINE_ROWS and answer.scored.basis is None:
         content = render()
     else:
         content = await asyncio.get_running_loop().run_in_executor(batcher.front, render)
@@ -273,14 +274,17 @@ def _describe(service: Service, model: Model) -> dict[str, Any]:
         },
         "pooled": _certificate(policy.pooled),
         "aliases": policy.aliases,
+        "rules": [rule.model_dump(exclude_defaults=True) for rule in policy.rules],
         "limits": {
             "max_items": settings.max_items,
+            "max_explained_items": min(settings.max_items, settings.explain_max_items),
             "max_body_bytes": settings.max_body_bytes,
             "max_query_tokens": manifest.limits.max_query_tokens,
             "max_pair_tokens": manifest.limits.max_pair_tokens,
             "max_chars_per_field": bundle.template.max_chars,
             "max_queued_requests": settings.max_queued_requests,
         },
+        "explanations": model.explanations.describe(),
         "default_deadline_ms": settings.default_deadline_ms,
         "keep_unscored": settings.keep_unscored,
         "mode": service.mode,

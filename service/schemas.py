@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NotRequired, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from relevance.errors import EmptyRequestError, MalformedBodyError, NotOfferedError, SchemaError, TooLargeError
+from relevance.errors import EmptyRequestError, MalformedBodyError, SchemaError, TooLargeError
 from relevance.labels import N_TIERS
 
 MOST_ITEMS = 16384
@@ -79,8 +79,69 @@ class ModeRequest(_Wire):
     mode: Literal["score", "passthrough"]
 
 
+class RationaleOut(_Wire):
+    """The prototype rationale of one perspective that lies nearest to the pair's latent.
+
+    `label_share`: of the labels of the training pairs it stands for; `agrees`: whether most of those have the item's
+    label. Under the perspective's floor it says nothing of this pair: `close` is false and text, shares and agreement
+    are null.
+    """
+
+    perspective: str
+    text: str | None
+    similarity: float = Field(ge=-1, le=1)
+    label_share: dict[str, float] | None
+    agrees: bool | None
+    close: bool
+
+
+class WordOut(_Wire):
+    """A word that was read, the blank behind it included, and its share of the attention that the latent is made with.
+
+    The texts of a side put together are what was read of it; the marks around query and item have the rest of the
+    weight.
+    """
+
+    text: str
+    side: Literal["query", "item"]
+    weight: float = Field(ge=0, le=1)
+
+
+class RuleOut(_Wire):
+    """The business rule that decided the tier, what it asks for, and the tier by the cut points alone."""
+
+    name: str
+    cap_tier: int | None
+    floor_tier: int | None
+    tier_by_score: int
+
+
+class BoundaryOut(_Wire):
+    """How far the score lies above the next cut point, below the next one, and above the filter edge (negative: below).
+
+    Null where there is no such cut point, or nothing is filtered by score. A business rule may decide otherwise.
+    """
+
+    below: float | None
+    above: float | None
+    filter: float | None
+
+
+class ExplanationOut(_Wire):
+    """Why an item got its tier, as far as the model can tell."""
+
+    rationales: list[RationaleOut]
+    words: list[WordOut]
+    rule: RuleOut | None
+    boundary: BoundaryOut
+    probabilities: dict[str, float]
+
+
 class ResultOut(_Wire):
-    """One item of the answer; `reason` is there only when the item is unscored."""
+    """One item of the answer.
+
+    `reason` is there only when the item is unscored, `rules` only where rules fired, `explanation` only when asked for.
+    """
 
     id: str | int
     index: int
@@ -91,6 +152,8 @@ class ResultOut(_Wire):
     truncated: bool
     source: Literal["model", "cache", "unscored"]
     reason: Literal["deadline", "overload", "nan", "error", "passthrough"] | None = None
+    rules: list[str] | None = None
+    explanation: ExplanationOut | None = None
 
 
 class FilteredOut(_Wire):
@@ -175,7 +238,7 @@ def parse_score_request(body: bytes, *, max_items: int) -> ScoreRequest:
     """Read the body of `POST /score`.
 
     Raises: MalformedBodyError: not JSON in UTF-8; SchemaError: breaks the schema; EmptyRequestError; TooLargeError:
-        more than `max_items` items; NotOfferedError: asks for an explanation.
+        more than `max_items` items.
     """
     try:
         request = parse_body(ScoreRequest, body)
@@ -185,8 +248,6 @@ def parse_score_request(body: bytes, *, max_items: int) -> ScoreRequest:
         raise EmptyRequestError("items: expected at least 1, found none")
     if len(request.items) > max_items:
         raise TooLargeError(f"items: expected at most {max_items}, found {len(request.items)}")
-    if request.explain:
-        raise NotOfferedError("explain: expected false, this bundle carries no rationales to explain with")
     return request
 
 

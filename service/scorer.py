@@ -19,7 +19,9 @@ from relevance.bundle import Bundle
 from relevance.calibration import expected_gain
 from relevance.pairs import Item
 from relevance.tokenization import N_SPECIAL, PairBatch, TokenIds
+from service.latents import Latents
 from service.pair_cache import Found
+from service.words import Reading
 
 Reason = Literal["deadline", "overload", "nan", "error", "passthrough"]
 REASONS: tuple[Reason, ...] = ("deadline", "overload", "nan", "error", "passthrough")
@@ -36,6 +38,9 @@ class Session(Protocol):
 
     def run(self, batch: PairBatch) -> NDArray[np.float32]:
         """Give the logits of a batch; float32 of shape (B, K)."""
+
+    def run_with_latents(self, batch: PairBatch) -> tuple[NDArray[np.float32], Latents]:
+        """Give the same logits, and what explanations are made from; only asked of graphs that have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Prepared:
 
     Args: query: cleaned; policy_locale: whose cut points will be used; query_ids, item_ids: without special tokens,
         empty for known pairs; length_B: tokens of each pair, specials included; truncated_B: not all of the item is
-        read; tokenize_s: spent; known: pairs that need no session.
+        read; tokenize_s: spent; known: pairs that need no session; reading: of an answer to be explained.
     """
 
     query: str
@@ -68,6 +73,7 @@ class Prepared:
     truncated_B: NDArray[np.bool_]
     tokenize_s: float
     known: Found | None = None
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Logits:
 
     Args: logits_BK: float32, NaN where there are none; reason_B: 0 = there are logits, else see REASONS; cached_B: not
         computed for this request; tokens, padded_tokens: its own share of the batches; infer_s: seconds of the batches
-        that it took part in.
+        that it took part in; latents: of the pairs that have logits, where they were asked for.
     """
 
     logits_BK: NDArray[np.float32]
@@ -85,6 +91,21 @@ class Logits:
     tokens: int
     padded_tokens: int
     infer_s: float
+    latents: Latents | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What the explanations of one request's scored pairs are made from.
+
+    Args: query: cleaned; probabilities_BK: calibrated; filter_tier: below which pairs are filtered, None: none are.
+    """
+
+    query: str
+    reading: Reading
+    latents: Latents
+    probabilities_BK: NDArray[np.float64]
+    filter_tier: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +114,9 @@ class Scored:
 
     Args: score_B: float64 in [0, 1], 0 where unscored; tier_B: 0–4; label_B: index of the class named by the policy;
         kept_B; truncated_B; cached_B; length_B: tokens; reason_B: 0 = scored, else see REASONS; policy_locale;
-        certified: False means that this locale filters nothing by itself; tokens, padded_tokens: read, and computed on;
-        tokenize_s, infer_s, post_s: spent.
+        certified: False means that this locale filters nothing by itself; fired: names of the rules that fired, with
+        where; tokens, padded_tokens: read, and computed on; tokenize_s, infer_s, post_s: spent;
+        basis: of explanations, where they were asked for.
     """
 
     score_B: NDArray[np.float64]
@@ -107,11 +129,13 @@ class Scored:
     reason_B: NDArray[np.int8]
     policy_locale: str
     certified: bool
+    fired: tuple[tuple[str, NDArray[np.bool_]], ...] = ()
     tokens: int = 0
     padded_tokens: int = 0
     tokenize_s: float = 0.0
     infer_s: float = 0.0
     post_s: float = 0.0
+    basis: Basis | None = None
 
 
 def plan_batches(length_B: NDArray[np.int64], token_budget: int) -> list[NDArray[np.int64]]:
@@ -255,6 +279,10 @@ class Scorer:
         decision = bundle.policy.decide(
             score_B, probabilities_BK, bundle.scheme, policy_locale=locale, query=prepared.query, min_tier=min_tier
         )
+        basis = None
+        if prepared.reading is not None and logits.latents is not None:
+            filter_tier = bundle.policy.filter_tier if min_tier is None and decision.certified else min_tier
+            basis = Basis(prepared.query, prepared.reading, logits.latents, probabilities_BK, filter_tier)
         return Scored(
             score_B=np.where(has_score_B, score_B, 0.0),
             tier_B=decision.tier_B,
@@ -266,11 +294,13 @@ class Scorer:
             reason_B=reason_B,
             policy_locale=locale,
             certified=decision.certified,
+            fired=decision.fired,
             tokens=logits.tokens,
             padded_tokens=logits.padded_tokens,
             tokenize_s=prepared.tokenize_s,
             infer_s=logits.infer_s,
             post_s=perf_counter() - started,
+            basis=basis,
         )
 
     def unscored(self, n: int, reason: Reason, *, locale: str | None = None) -> Scored:

@@ -17,9 +17,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from relevance.bundle import CPU_ORDER, CUDA_ORDER, TENSORRT_ORDER, Bundle, Precision, graph_file
+from relevance.bundle import CPU_ORDER, CUDA_ORDER, LATENT, TENSORRT_ORDER, Bundle, Precision, graph_file
 from relevance.errors import BundleError, SettingsError
 from relevance.tokenization import PairBatch
+from service.latents import WEIGHTS_OUTPUT, Latents
 from service.placement import CPU, TENSORRT, Placement, placement, watch
 from service.tensorrt import Profile, builder, engine_folder, open_kept, profiles, provider_options
 
@@ -28,6 +29,7 @@ Provider = Literal["cpu", "cuda", "tensorrt"]
 _PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider", "tensorrt": TENSORRT}
 ORDERS: dict[Provider, tuple[Precision, ...]] = {"cpu": CPU_ORDER, "cuda": CUDA_ORDER, "tensorrt": TENSORRT_ORDER}
 """The graphs that a provider serves unless another is named, best first."""
+LOGITS = "logits"
 LEAST_SHARE = 0.99
 """Of the graph's FLOPs on the provider asked for; a session with less is refused."""
 _SAME_AS_REQUESTED = 1
@@ -141,18 +143,36 @@ class OnnxSession:
         """Nodes run by each provider in a batch; a subgraph that TensorRT compiled is one."""
         return self._opened[0].placed.nodes
 
+    @property
+    def outputs(self) -> frozenset[str]:
+        """The names of what the graph gives."""
+        return frozenset(output.name for output in self._opened[0].session.get_outputs())
+
     def run(self, batch: PairBatch) -> NDArray[np.float32]:
         """Give the logits of a batch; float32 of shape (B, K)."""
+        (logits_BK,) = self._run(batch, [LOGITS])
+        return logits_BK
+
+    def run_with_latents(self, batch: PairBatch) -> tuple[NDArray[np.float32], Latents]:
+        """Give the same logits, and what the graph gives beside them; it must have the output `latent`."""
+        names = [LOGITS, LATENT, *({WEIGHTS_OUTPUT} & self.outputs)]
+        logits_BK, latent_BR, *weights = self._run(batch, names)
+        weight_BL = weights[0] if weights else np.empty((len(logits_BK), 0), dtype=np.float32)
+        return logits_BK, Latents(latent_BR, weight_BL)
+
+    def _run(self, batch: PairBatch, names: list[str]) -> list[NDArray[np.float32]]:
+        """Give the outputs of these names."""
         arrays = {name: batch.inputs()[name] for name in self._inputs}
         n, length = batch.input_ids_BL.shape
         opened = next(o for o in self._opened if o.profile is None or o.profile.length >= length)
         if opened.profile is None:
-            return _run(opened.session, arrays)
+            return _run(opened.session, arrays, names)
         profile = opened.profile
         padded = {name: np.pad(array, ((0, 0), (0, profile.length - length))) for name, array in arrays.items()}
         cuts = range(0, n, profile.rows)
         parts = [{name: array[start : start + profile.rows] for name, array in padded.items()} for start in cuts]
-        return np.concatenate([_run(opened.session, part) for part in parts])
+        found = [_run(opened.session, part, names) for part in parts]
+        return [np.concatenate(column) for column in zip(*found, strict=True)]
 
     def _open_profiles(self, engine_cache: Path | None) -> tuple[_Opened, ...]:
         """Open a session a profile; where no engine is kept that takes minutes, so the log tells how far it is."""
@@ -202,9 +222,9 @@ class OnnxSession:
 
     def _check_tensors(self, session: ort.InferenceSession) -> None:
         found = {i.name for i in session.get_inputs()}
-        if found != set(self._inputs) or "logits" not in {o.name for o in session.get_outputs()}:
+        if found != set(self._inputs) or LOGITS not in {o.name for o in session.get_outputs()}:
             raise BundleError(
-                f"{self._path}: expected the inputs {sorted(self._inputs)} and the output 'logits', found {found}"
+                f"{self._path}: expected the inputs {sorted(self._inputs)} and the output {LOGITS!r}, found {found}"
             )
 
 
@@ -217,10 +237,10 @@ def _load_cuda() -> None:
         log.warning("onnxruntime looked for a library of CUDA", extra={"fields": {"found": line}})
 
 
-def _run(session: ort.InferenceSession, arrays: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    (logits_BK,) = session.run(["logits"], arrays)
-    out_BK: NDArray[np.float32] = np.asarray(logits_BK, dtype=np.float32)
-    return out_BK
+def _run(
+    session: ort.InferenceSession, arrays: dict[str, NDArray[np.int64]], names: list[str]
+) -> list[NDArray[np.float32]]:
+    return [np.asarray(found, dtype=np.float32) for found in session.run(names, arrays)]
 
 
 def _providers(provider: Literal["cpu", "cuda"]) -> list[tuple[str, dict[str, str]]]:

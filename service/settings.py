@@ -81,12 +81,14 @@ class Settings(BaseSettings):
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     engine_cache: Path | None = None
     mode: Literal["score", "passthrough"] = "score"
+    playground: bool = True
 
     threads: int | None = Field(default=None, ge=1, le=1024)
     engines: int | None = Field(default=None, ge=1, le=64)
     prefetch: bool | None = None
     batch_ms: float | None = Field(default=None, gt=0)
     max_items: int = Field(default=4096, ge=1, le=MOST_ITEMS)
+    explain_max_items: int = Field(default=256, ge=0, le=MOST_ITEMS)
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     max_queued_requests: int = Field(default=1024, ge=1)
     default_deadline_ms: int = Field(default=30_000, ge=1)

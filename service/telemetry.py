@@ -22,6 +22,7 @@ SCORING_ROUTES = ("/score", "/rerank", "/v1/rerank", "/v2/rerank")
 ROUTES = (
     *SCORING_ROUTES,
     *("/v1/models", "/info", "/livez", "/readyz", "/startupz", "/metrics", "/docs", "/openapi.json"),
+    *("/", "/playground"),
     *ADMIN_ROUTES,
 )
 UNMATCHED = "unmatched"
@@ -117,6 +118,9 @@ class Telemetry:
         self.tier = Counter("relevance_tier", "Scored pairs", ["tier", "locale"], registry=registry)
         self.fallbacks = Counter(
             "relevance_locale_fallback", "Requests whose locale took the pooled cut points", registry=registry
+        )
+        self.explained = Counter(
+            "relevance_explained_requests", "Scored requests that asked for explanations", registry=registry
         )
         self.truncated = Counter("relevance_truncated", "Pairs whose item was not read to its end", registry=registry)
         self.batch_tokens = Histogram(

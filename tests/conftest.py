@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +261,61 @@ def tiny_bundle(tiny_run: Path) -> Path:
     assert main(["--recipe", str(tiny_run / "recipe.toml"), "--out", str(tiny_run)]) == 0
 
     return tiny_run / "export" / "bundle"
+
+
+@pytest.fixture(scope="session")
+def latent_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny_run` whose graphs give latents and token weights too, but no prototypes."""
+    from export.build import main
+
+    run = tmp_path_factory.mktemp("latent") / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("export"))
+    arguments = ["--recipe", str(run / "recipe.toml"), "--out", str(run), "--set", "export.latent_outputs=true"]
+    assert main(arguments) == 0
+
+    return run / "export" / "bundle"
+
+
+@pytest.fixture(scope="session")
+def explained_bundle(latent_bundle: Path, tiny_pairs: list[LabelledPair], tmp_path_factory) -> Path:
+    """The same with twelve prototypes: of each class from each perspective, the mean of its pairs' latents.
+
+    A floor is the similarity that a third of the pairs lie under.
+    """
+    from relevance.bundle import PROTOTYPES, open_bundle, write_bundle
+    from relevance.prototypes import Prototypes
+    from service.session import OnnxSession
+    from training.student.batches import encode_queries
+
+    bundle = open_bundle(latent_bundle)
+    queries = encode_queries([p.pair for p in tiny_pairs], bundle.template, bundle.tokenizer)
+    items = bundle.tokenizer.encode_items([bundle.template.item_text(p.pair.item) for p in tiny_pairs])
+    session = OnnxSession(bundle, precision="fp32", provider="cpu", threads=1)
+    latent_NR = session.run_with_latents(bundle.tokenizer.collate(queries, items))[1].latent_BR
+    label_N = np.array([ESCI.index(p.label) for p in tiny_pairs])
+    maps = np.random.default_rng(0).normal(size=(3, latent_NR.shape[1], 8)).astype(np.float32)
+    place_PND = latent_NR @ maps
+    offset_PD = -place_PND.mean(axis=1)
+    mean_MD = np.concatenate(
+        [[place_ND[label_N == k].mean(axis=0) for k in range(4)] for place_ND in place_PND + offset_PD[:, None]]
+    )
+    made = Prototypes(
+        perspectives=("user", "struct", "rule"),
+        texts=tuple(f"Seen by {name}, such an item is {title}." for name in "ABC" for title in ESCI.titles),
+        perspective_M=np.repeat(np.arange(3), 4),
+        share_MK=np.tile(0.6 * np.eye(4) + 0.1, (3, 1)).astype(np.float32),
+        size_M=np.tile(np.bincount(label_N), 3),
+        direction_MD=(mean_MD / np.linalg.norm(mean_MD, axis=1, keepdims=True)).astype(np.float32),
+        map_PRD=maps,
+        offset_PD=offset_PD.astype(np.float32),
+        floor_P=np.zeros(3, np.float32),
+    )
+    floor_P = np.quantile(made.nearest(latent_NR)[1], 1 / 3, axis=0).astype(np.float32)
+    path = tmp_path_factory.mktemp("explained") / "bundle"
+    files = {name: latent_bundle / name for name in bundle.manifest.files}
+    manifest = bundle.manifest.model_copy(update={"files": {}, "bundle_id": ""})
+    write_bundle(path, manifest, {**files, PROTOTYPES: replace(made, floor_P=floor_P).to_bytes()})
+    return path
 
 
 @pytest.fixture

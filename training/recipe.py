@@ -104,6 +104,19 @@ class EmbedRecipe(Section):
     splits: tuple[Split, ...] | None = None
 
 
+class PrototypesRecipe(Section):
+    """Stage `prototypes`; the encoder of the rendered rationales is `embed.model`.
+
+    Args: width: of the space that rationales and latents meet in; most: prototypes a perspective; least_members:
+        training pairs that a prototype stands for at the least; folds: of cross-validation, by query.
+    """
+
+    width: int = Field(default=64, ge=2)
+    most: int = Field(default=64, ge=1)
+    least_members: int = Field(default=20, ge=1)
+    folds: int = Field(default=5, ge=2)
+
+
 class AnnotateRecipe(Section):
     """Stage `annotate`: a feature-based teacher, fitted on labelled pairs, gives probabilities to pairs without labels.
 
@@ -222,6 +235,7 @@ class Recipe(Section):
     data: DataRecipe
     rationales: RationalesRecipe = RationalesRecipe()
     embed: EmbedRecipe = EmbedRecipe()
+    prototypes: PrototypesRecipe = PrototypesRecipe()
     annotate: AnnotateRecipe = AnnotateRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
     student: StudentRecipe = StudentRecipe()

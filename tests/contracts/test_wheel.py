@@ -48,12 +48,12 @@ def python(wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_our_four_packages_and_nothing_else(wheel):
-    """Tests, benchmarks and documents stay out; the embedded bundle is in."""
+    """Tests, benchmarks and documents stay out; the embedded bundle and the playground are in."""
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
 
     assert top == {"relevance", "service", "training", "export"}
-    assert "service/default_bundle/manifest.json" in names
+    assert {"service/default_bundle/manifest.json", "service/playground/index.html"} <= set(names)
 
 
 def test_the_client_is_a_wheel_of_its_own(tmp_path):

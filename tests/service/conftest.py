@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import httpx
 import pytest
+from browser import Tab, chromium
 from redis_servers import TIMEOUT_S, RedisServer
 
 from relevance.labels import ESCI
@@ -267,6 +268,21 @@ def launch_failing() -> Callable[..., str]:
         return lines[-1]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One Chromium for the tests of a module."""
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def tab(browser):
+    """A fresh tab on a wide light screen; its console must stay clean."""
+    opened = Tab(browser, viewport={"width": 1280, "height": 900}, color_scheme="light")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

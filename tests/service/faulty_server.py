@@ -50,9 +50,9 @@ class Faults:
 
 def install(faults: Faults) -> None:
     """Put the faults between the service and its sessions and clock."""
-    run, now = OnnxSession.run, time.time
+    run, now = OnnxSession._run, time.time
 
-    def faulty_run(session, batch):
+    def faulty_run(session, batch, names):
         """Run a batch, or do what the next step says."""
         kind, _, seconds = faults.next_step().partition(":")
         if kind == "raise":
@@ -63,12 +63,12 @@ def install(faults: Faults) -> None:
             time.sleep(float(seconds))
         if kind == "drag":
             time.sleep(float(seconds) * batch.input_ids_BL.size)
-        logits_BK = run(session, batch)
+        outputs = run(session, batch, names)
         if kind == "nan":
-            logits_BK[0] = np.nan
-        return logits_BK
+            outputs[0][0] = np.nan
+        return outputs
 
-    OnnxSession.run = faulty_run
+    OnnxSession._run = faulty_run
     time.time = lambda: now() + faults.clock_error_s()
     if limit_s := os.environ.get("RELEVANCE_BODY_TIMEOUT_S"):
         bodies.BODY_TIMEOUT_S = float(limit_s)

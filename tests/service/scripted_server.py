@@ -19,7 +19,7 @@ LIMITS = {
 }
 CUTS = {"cut_points": [0.1, 0.25, 0.45, 0.65], "certified": False}
 INFO = {
-    "bundle": "ad3f7aba30ca38a2",
+    "bundle": "cf180e80c7b9bc07",
     "model": "scripted",
     "precision": "fp32",
     "provider": "cpu",

@@ -84,6 +84,21 @@ def test_a_pairs_own_label_never_reaches_its_soft_label():
     assert np.allclose(before.sum(axis=1), 1)
 
 
+def test_a_feature_that_no_pair_has_does_not_stop_the_teacher():
+    """Labelled pairs of one's own may all lack brand, colour or text; such a column teaches nothing."""
+    rng = np.random.default_rng(0)
+    labelled = [
+        LabelledPair(Pair(Query(f"q{n}", id=f"q{n}"), Item(f"title {n}")), ESCI.classes[n % 4]) for n in range(80)
+    ]
+    features_NF = rng.normal(size=(80, 3)).astype(np.float32)
+    features_NF[:, 1] = np.nan
+
+    teacher = CrossFittedTeacher(ESCI, labelled, features_NF, folds=2, seed=0)
+
+    assert np.isfinite(teacher.out_of_fold_NK).all()
+    assert np.isfinite(teacher.probabilities(rng.normal(size=(5, 3)).astype(np.float32))).all()
+
+
 def test_soft_labels_round_trip(tmp_path):
     """Pairs, probabilities and missing features come back as they were."""
     pair = Pair(Query("kettle", "q1", "us"), Item("copper kettle", "i1", brand="Norda", attributes={"bullets": "b"}))

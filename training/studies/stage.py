@@ -10,6 +10,7 @@ STUDIES: dict[str, tuple[str, str]] = {
     "calibration": ("training.studies.calibration", "calibrators compared, cut points re-drawn, the guarantee checked"),
     "robustness": ("training.studies.robustness", "typos, stuffing, swaps and more: what flips, what should have"),
     "disparity": ("training.studies.disparity", "who is wrongly filtered: by brand tier, locale and kind of item"),
+    "faithfulness": ("training.studies.faithfulness", "do explanations say what the student and the annotator say"),
     "probing": ("training.studies.probing", "does the latent hold more of the rationale than the label tells"),
     "transfer": ("training.studies.transfer", "figures of each slice of the split, held-out ones beside the main one"),
 }

@@ -31,12 +31,13 @@ class Chunk:
     body: bytes
 
 
-def cut(head: bytes, items: Sequence[Item], limits: Limits) -> list[Chunk]:
+def cut(head: bytes, items: Sequence[Item], limits: Limits, *, explain: bool = False) -> list[Chunk]:
     """Give as few requests as the limits allow, in the order of the items.
 
-    Args: head: the JSON object of everything but the items.
+    Args: head: the JSON object of everything but the items; explain: whether it asks for explanations.
     Raises: InvalidRequestError: an item that fits into no request.
     """
+    most = min(limits.max_items, limits.max_explained_items or limits.max_items) if explain else limits.max_items
     opening = head[:-1] + b',"items":['
     room = limits.max_body_bytes - len(opening) - len(b"]}")
     chunks: list[Chunk] = []
@@ -52,7 +53,7 @@ def cut(head: bytes, items: Sequence[Item], limits: Limits) -> list[Chunk]:
             message = f"expected a body of at most {limits.max_body_bytes} bytes, found {len(piece)} of this item alone"
             fault = ProblemError(pointer=f"/items/{index}", message=message)
             raise InvalidRequestError(None, "too_large", message, errors=[fault])
-        if held and (len(held) == limits.max_items or size + 1 + len(piece) > room):
+        if held and (len(held) == most or size + 1 + len(piece) > room):
             close()
             start, held, size = index, [], 0
         size += len(piece) + bool(held)

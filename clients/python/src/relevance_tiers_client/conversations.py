@@ -124,7 +124,8 @@ class Conversations:
         headers = {**self._headers, "Content-Type": "application/json", "X-Request-ID": request_id}
         info = self._info or (yield from self.info(deadline))
         while True:
-            chunks = cut(_head(asked["query"], options), asked["items"], info.limits)
+            explain = options.get("explain", False)
+            chunks = cut(_head(asked["query"], options), asked["items"], info.limits, explain=explain)
             asks = [
                 self._ask("/score", headers, deadline, partial(read_scores, items=chunk.items), chunk.body)
                 for chunk in chunks

@@ -36,8 +36,8 @@ class ScoreOptions(TypedDict, total=False):
 
     Keys: locale: decides cut points and calibration; min_tier: filter tier instead of the policy's; return_filtered:
         what `filtered` holds; top_k: at most so many results; sort: order of `results`; deadline_ms: of the whole call;
-        on_overload: refuse, or answer unscored; priority: share of the engine; request_id: the name of the call in
-        the service's logs.
+        on_overload: refuse, or answer unscored; priority: share of the engine; explain: give each row an
+        `explanation`, where `/info` offers them; request_id: the name of the call in the service's logs.
     """
 
     locale: Annotated[str | None, Field(max_length=64)]
@@ -48,6 +48,7 @@ class ScoreOptions(TypedDict, total=False):
     deadline_ms: Annotated[int | None, Field(ge=1, le=MAX_DEADLINE_MS)]
     on_overload: Literal["reject", "partial"]
     priority: Literal["low", "normal", "high"]
+    explain: bool
     request_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9._:/+=@-]{1,128}$")]
 
 
@@ -64,11 +65,60 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
+class Rationale(_Answer):
+    """What speaks for an item's label from one perspective: the typical rationale nearest to what the model thought.
+
+    Where none is `close`, `text`, `label_share` and `agrees` are None: there is nothing to be said from there.
+    """
+
+    perspective: str
+    text: str | None
+    similarity: float
+    label_share: dict[str, float] | None
+    agrees: bool | None
+    close: bool
+
+
+class Word(_Answer):
+    """A word that was read, the blank behind it included, and its share of the model's attention."""
+
+    text: str
+    side: str
+    weight: float
+
+
+class RuleFired(_Answer):
+    """The business rule that decided the tier, what it asks for, and the tier by the cut points alone."""
+
+    name: str
+    cap_tier: int | None
+    floor_tier: int | None
+    tier_by_score: int
+
+
+class Boundary(_Answer):
+    """How far the score lies above the next cut point, below the next one, and above the filter edge."""
+
+    below: float | None
+    above: float | None
+    filter: float | None
+
+
+class Explanation(_Answer):
+    """Why an item got its tier, as far as the model can tell; `probabilities` are those of the classes."""
+
+    rationales: list[Rationale]
+    words: list[Word]
+    rule: RuleFired | None
+    boundary: Boundary
+    probabilities: dict[str, float]
+
+
 class Result(_Answer):
-    """One item of the answer; unscored items have a `reason`, and no score, tier and label.
+    """One item of the answer; unscored items have a `reason`, and no score, tier, label and explanation.
 
     `source` and `reason` are open: a source that this client does not know means "not by the model", a reason
-    "unscored".
+    "unscored". `rules` names the business rules that fired, where some did.
     """
 
     id: str | int
@@ -80,6 +130,8 @@ class Result(_Answer):
     truncated: bool
     source: str
     reason: str | None = None
+    rules: list[str] | None = None
+    explanation: Explanation | None = None
 
 
 class FilteredId(_Answer):
@@ -138,14 +190,24 @@ class ScoreResponse(_Answer):
 
 
 class Limits(_Answer):
-    """What one request may hold."""
+    """What one request may hold; of explained items 0 where none are explained."""
 
     max_items: int = Field(ge=1)
+    max_explained_items: int = 0
     max_body_bytes: int = Field(ge=1)
     max_query_tokens: int
     max_pair_tokens: int
     max_chars_per_field: int
     max_queued_requests: int
+
+
+class Explanations(_Answer):
+    """Whether answers can be explained, and why not; from which perspectives, and whether words are weighed."""
+
+    offered: bool
+    reason: str | None = None
+    perspectives: list[str] = Field(default_factory=list)
+    words: bool = False
 
 
 class CutPoints(_Answer):
@@ -176,6 +238,7 @@ class Info(_Answer):
     pooled: CutPoints
     aliases: dict[str, str]
     limits: Limits
+    explanations: Explanations = Explanations(offered=False)
     default_deadline_ms: int
     keep_unscored: bool
     mode: str

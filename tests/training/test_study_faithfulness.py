@@ -1,0 +1,138 @@
+"""The faithfulness study: prototypes against controls, and the deletion test, on hand-made rows and a tiny run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from relevance.errors import InputError
+from relevance.prototypes import Prototypes
+from training.prototypes import stage
+from training.studies.deletion import PairWords, read_words, run_ids
+from training.studies.faithfulness import CONTROLS, MEASURES, NEAREST, choices, measures
+from training.studies.stage import main
+from training.teacher import rationales
+
+OPTIONS = (
+    'rationales.splits=["train", "dev", "test"]',
+    "embed.model=lsa:8",
+    "prototypes.width=6",
+    "prototypes.most=8",
+    "prototypes.least_members=6",
+    "evaluate.draws=60",
+)
+
+
+def arguments(run):
+    """Give the arguments of a stage or study on a run directory."""
+    extra = [part for override in OPTIONS for part in ("--set", override)]
+    return ["--recipe", str(run / "recipe.toml"), "--out", str(run), *extra]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """A copy of the tiny run with rationales, and no prototypes yet."""
+    out = tmp_path_factory.mktemp("faithfulness") / "run"
+    shutil.copytree(tiny_run, out, ignore=shutil.ignore_patterns("export"))
+    assert rationales.main(arguments(out)) == 0
+    return out
+
+
+def two_prototypes(sign):
+    """Give a common prototype of class 0 to the left and a rarer one of class 1 to the right, or the other way."""
+    return Prototypes(
+        perspectives=("user",),
+        texts=("Left.", "Right."),
+        perspective_M=np.zeros(2, np.int64),
+        share_MK=np.array([[0.7, 0.3], [0.4, 0.6]], np.float32),
+        size_M=np.array([60, 20]),
+        direction_MD=np.array([[-1.0], [1.0]], np.float32),
+        map_PRD=np.array([[[sign]]], np.float32),
+        offset_PD=np.zeros((1, 1), np.float32),
+        floor_P=np.zeros(1, np.float32),
+    )
+
+
+def test_controls_know_less_than_the_nearest():
+    """Of class 1 the left one has 0.3 · 60 = 18 pairs, the right 0.6 · 20 = 12: the label alone always says left."""
+    latent_NR = np.array([[-1.0], [2.0]], np.float32)
+    found = choices(0, two_prototypes(1.0), two_prototypes(-1.0), latent_NR, np.array([0, 1]))
+
+    assert set(found) == {NEAREST, *CONTROLS}
+    assert found[NEAREST].tolist() == [[1, 0], [0, 1]]
+    assert found["shuffled"].tolist() == [[0, 1], [1, 0]]
+    assert found["random"].tolist() == [[0.75, 0.25]] * 2
+    assert found["label"].argmax(axis=1).tolist() == [0, 0]
+
+
+def test_measures_hold_each_pair_against_each_prototype():
+    """Shares and top labels by the student's label, verdicts by the annotator's."""
+    verdicts = [(("type", "match"), ("brand", "match")), (("type", "mismatch"),)]
+    true_N = [(("type", "match"), ("brand", "missing")), (("type", "mismatch"),)]
+    found = measures(two_prototypes(1.0), verdicts, true_N, np.array([0, 1]))
+
+    assert set(found) == set(MEASURES)
+    assert found["label_share"] == pytest.approx(np.array([[0.7, 0.4], [0.3, 0.6]]))
+    assert found["top_label"].tolist() == [[1, 0], [0, 1]]
+    assert found["verdicts"].tolist() == [[0.5, 0], [0, 1]]
+    assert found["all_verdicts"].tolist() == [[0, 0], [0, 1]]
+
+
+def test_words_carry_the_token_weights_of_the_pair(make_student, tiny_pairs):
+    """Joined, they are the ids of the whole texts; their weights are those of the student's pass over them."""
+    student, tokenizer = make_student()
+    pairs = tiny_pairs[:6]
+    template = student.config.template
+    for labelled, words in zip(pairs, read_words(student, tokenizer, pairs), strict=True):
+        query = tokenizer.encode_query(template.query_text(labelled.pair.query.text))
+        (item,) = tokenizer.encode_items([template.item_text(labelled.pair.item)])
+        _, (weight_L,) = run_ids(student, tokenizer, [(query, item)])
+
+        assert np.concatenate(words.query).tolist() == query.tolist()
+        assert np.concatenate(words.item).tolist() == item.tolist()
+        assert words.weights["query"].sum() == pytest.approx(weight_L[1 : 1 + len(query)].sum(), abs=1e-5)
+        assert words.weights["item"].sum() == pytest.approx(weight_L[2 + len(query) : -1].sum(), abs=1e-5)
+
+
+def test_dropping_words_leaves_the_other_side_whole():
+    """The second word of three is gone, with both its tokens."""
+    words = PairWords([np.array([1])], [np.array([2]), np.array([3, 4]), np.array([5])], {})
+    query, item = words.without("item", np.array([1]))
+
+    assert query.tolist() == [1]
+    assert item.tolist() == [2, 5]
+
+
+def test_the_study_needs_prototypes_and_then_writes_its_tables(run):
+    """Without the stage it says what to run; with it, every perspective, control and deletion has figures."""
+    command = ["faithfulness", *arguments(run), "--pairs", "40"]
+    with pytest.raises(InputError, match="expected at least 1, found 0"):
+        main([*command, "--pairs", "0"])
+    assert stage.main(arguments(run)) == 0
+    assert main(command) == 0
+    result = json.loads((run / "studies" / "faithfulness" / "result.json").read_text())
+    table = (run / "studies" / "faithfulness" / "table.md").read_text()
+
+    assert set(result["perspectives"]) == {"user", "struct", "rule"}
+    assert result["n_pairs"] == 90
+    for rows in result["perspectives"].values():
+        assert set(rows["all"]) == set(rows["close_only"]) == set(MEASURES)
+        for found in rows["all"].values():
+            assert found["over_random"]["value"] == pytest.approx(found[NEAREST]["value"] - found["random"]["value"])
+    assert set(result["deletion"]) == {f"{side}, {n} dropped" for side in ("query", "item") for n in (1, 3)}
+    assert result["deletion"]["item, 1 dropped"]["score_change"]["weighted"]["value"] >= 0
+    assert "Perspective `rule`" in table
+    assert "| query, 1 dropped |" in table
+    assert json.loads((run / "test_reads.jsonl").read_text().splitlines()[-1])["study"] == "faithfulness"
+
+
+def test_a_split_without_rationales_is_an_error(run, tmp_path):
+    """Evidence cannot be held against an annotator who wrote none."""
+    again = tmp_path / "run"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("studies"))
+    (again / "prototypes").mkdir(exist_ok=True)
+    (again / "prototypes" / "DONE.json").write_text("{}")
+    (again / "rationales" / "rationales.test.jsonl").unlink()
+    with pytest.raises(InputError, match=r"rationales.test.jsonl.*see rationales.splits"):
+        main(["faithfulness", *arguments(again)])

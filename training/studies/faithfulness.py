@@ -1,0 +1,221 @@
+"""Study `faithfulness`: whether explanations say what the student answered and what the annotator found.
+
+The prototype nearest to a pair's latent is held against three that know less: one drawn as often as it is common, one
+found by a map that was fitted to other pairs' rationales, and the one most common under the student's label. Token
+weights are held against random words (`training.studies.deletion`). Nothing is fitted here.
+Suffixes: N pairs, M prototypes, P perspectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relevance.bundle import PROTOTYPES
+from relevance.errors import InputError
+from relevance.metrics.intervals import Interval
+from relevance.pairs import LabelledPair
+from relevance.prototypes import Prototypes
+from training.evaluate import score_rows
+from training.measures import Bootstrap, Scored
+from training.predictions import predictions_of
+from training.prototypes.stage import Explained, explained_pairs, read_prototypes
+from training.prototypes.templates import Verdicts, agreement
+from training.runs import Run, hash_file, log
+from training.student.model import load_student
+from training.studies.deletion import deletion_test
+from training.studies.study_run import (
+    bootstrap_of,
+    markdown_table,
+    served,
+    shown,
+    student_folder,
+    study_folder,
+    study_parser,
+    study_run,
+    write_study,
+)
+from training.teacher.judge_measures import mean_intervals
+
+NAME = "faithfulness"
+NEAREST = "nearest"
+CONTROLS = {
+    "random": "a prototype drawn by how common it is",
+    "shuffled": "nearest under a map fitted to other pairs' rationales",
+    "label": "most common prototype of the student's label",
+}
+MEASURES = {
+    "label_share": "share of its members with the student's label",
+    "top_label": "its most common label is the student's",
+    "verdicts": "share of verdicts that are the annotator's",
+    "all_verdicts": "every verdict is the annotator's",
+}
+Floats = NDArray[np.float64]
+
+
+def main(argv: list[str]) -> int:
+    """Run the study.
+
+    Raises: RunError: if the student or its prototypes are missing; InputError: if the judged split has no rationales.
+    """
+    parser = study_parser(NAME, __doc__)
+    parser.add_argument("--pairs", type=int, default=500, help="at most so many pairs in the deletion test")
+    arguments = parser.parse_args(argv)
+    if arguments.pairs < 1:
+        raise InputError(f"study faithfulness, --pairs: expected at least 1, found {arguments.pairs}")
+    run = study_run(arguments)
+    split = run.recipe.evaluate.split
+    read = {
+        PROTOTYPES: run.require("prototypes") / PROTOTYPES,
+        "rationales": run.require("rationales") / f"rationales.{split}.jsonl",
+    }
+    missing = [str(path) for path in read.values() if not path.is_file()]
+    if missing:
+        raise InputError(f"study faithfulness: expected the files {missing}, found none; see rationales.splits")
+    settings = {"pairs": arguments.pairs, "files": {name: hash_file(path) for name, path in read.items()}}
+    with study_folder(run, NAME, settings) as folder:
+        if folder is not None:
+            result = study_faithfulness(run, folder, limit=arguments.pairs)
+            write_study(folder, result, render(result))
+            log.info("study faithfulness: %s", folder)
+    return 0
+
+
+def study_faithfulness(run: Run, folder: Path, *, limit: int) -> dict[str, Any]:
+    """Give the figures of prototypes on the judged split, and of token weights on at most `limit` of its pairs.
+
+    Raises: RunError, InputError, RecipeError: if the run cannot be read or calibrated.
+    """
+    recipe, split, bootstrap = run.recipe, run.recipe.evaluate.split, bootstrap_of(run)
+    calibrator, policy = served(run, folder)
+    prototypes, shuffled, verdicts = read_prototypes(run.require("prototypes"), recipe.label_scheme.n_classes)
+    explained = explained_pairs(run, split)
+
+    def score(pairs: Sequence[LabelledPair], logits_NK: Floats) -> Scored:
+        predictions = predictions_of(list(pairs), logits_NK, recipe.label_scheme)
+        return score_rows(recipe, predictions, policy, calibrator)
+
+    scored = score(explained.pairs, explained.logits_NK.astype(np.float64))
+    student, tokenizer = load_student(student_folder(run))
+    order = np.random.default_rng(recipe.seed).permutation(len(explained.pairs))[:limit]
+    return {
+        "name": recipe.name,
+        "split": split,
+        "n_pairs": len(explained.pairs),
+        "n_queries": len(np.unique(scored.query_id)),
+        "draws": bootstrap.draws,
+        "confidence": bootstrap.confidence,
+        "perspectives": {
+            name: _perspective_figures(p, (prototypes, shuffled), verdicts, explained, scored, bootstrap)
+            for p, name in enumerate(prototypes.perspectives)
+        },
+        "deletion": _plain(
+            deletion_test(student, tokenizer, [explained.pairs[n] for n in order], score, bootstrap=bootstrap)
+        ),
+    }
+
+
+def choices(
+    p: int, prototypes: Prototypes, shuffled: Prototypes, latent_NR: NDArray[np.float32], predicted_N: NDArray[np.int64]
+) -> dict[str, Floats]:
+    """Give, for the nearest prototype of a perspective and each control, the chance with which it is named, (N, M)."""
+    own_M = prototypes.perspective_M == p
+    each_MM = np.eye(len(own_M))
+    count_MK = prototypes.share_MK * prototypes.size_M[:, None] * own_M[:, None]
+    common_M = np.where(own_M, prototypes.size_M, 0) / prototypes.size_M[own_M].sum()
+    return {
+        NEAREST: each_MM[prototypes.nearest(latent_NR)[0][:, p]],
+        "random": np.tile(common_M, (len(latent_NR), 1)),
+        "shuffled": each_MM[shuffled.nearest(latent_NR)[0][:, p]],
+        "label": each_MM[count_MK.argmax(axis=0)[predicted_N]],
+    }
+
+
+def measures(
+    prototypes: Prototypes, verdicts: Sequence[Verdicts], true_N: Sequence[Verdicts], predicted_N: NDArray[np.int64]
+) -> dict[str, Floats]:
+    """Give each of `MEASURES` for every pair and prototype, (N, M).
+
+    Args: true_N: the annotator's verdicts of one perspective; predicted_N: the student's labels.
+    """
+    kinds = {own: row for row, own in enumerate(dict.fromkeys(true_N))}
+    agreed_TM = np.array([[agreement(own, other) for other in verdicts] for own in kinds])
+    agreed_NM = agreed_TM[[kinds[own] for own in true_N]]
+    return {
+        "label_share": prototypes.share_MK.astype(np.float64).T[predicted_N],
+        "top_label": (prototypes.share_MK.argmax(axis=1)[None] == predicted_N[:, None]).astype(np.float64),
+        "verdicts": agreed_NM,
+        "all_verdicts": (agreed_NM == 1).astype(np.float64),
+    }
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Give the study as Markdown: one table a perspective, and one of the deletion test."""
+    text = (
+        f"{result['n_pairs']:,} pairs of {result['n_queries']:,} queries of `{result['split']}`; "
+        f"{result['confidence']:.0%} intervals by query.\n\n"
+    )
+    for name, rows in result["perspectives"].items():
+        close = shown(rows["close"])
+        text += f"Perspective `{name}`: {rows['prototypes']} prototypes, close for {close} of the pairs.\n\n"
+        for group, title in (("all", "all pairs"), ("close_only", "pairs with a close rationale")):
+            header = (title, "nearest", *(f"{c} (nearest minus it)" for c in CONTROLS))
+            table = [
+                [MEASURES[measure], shown(found[NEAREST])]
+                + [f"{found[c]['value']:.3f} ({shown(found[f'over_{c}'])})" for c in CONTROLS]
+                for measure, found in rows[group].items()
+            ]
+            text += markdown_table(header, table) + "\n"
+    controls = "; ".join(f"{name}: {about}" for name, about in CONTROLS.items())
+    text += f"Controls: {controls}.\n\nDeletion of words, heaviest by token weight against random ones:\n\n"
+    header = ("dropped", "pairs", "figure", "heaviest", "random", "difference")
+    table = [
+        [part, f"{row['n_pairs']:,}", figure.replace("_", " ")]
+        + [shown(found[key]) for key in ("weighted", "random", "difference")]
+        for part, row in result["deletion"].items()
+        for figure, found in row.items()
+        if figure != "n_pairs"
+    ]
+    return text + markdown_table(header, table)
+
+
+def _perspective_figures(
+    p: int,
+    both: tuple[Prototypes, Prototypes],
+    verdicts: Sequence[Verdicts],
+    explained: Explained,
+    scored: Scored,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    prototypes, shuffled = both
+    named = choices(p, prototypes, shuffled, explained.latent_NR, scored.predicted)
+    true_N = [explained.verdicts[pair.pair.pair_id][p] for pair in explained.pairs]
+    close_N = prototypes.nearest(explained.latent_NR)[1][:, p] >= prototypes.floor_P[p]
+    result: dict[str, Any] = {
+        "prototypes": int((prototypes.perspective_M == p).sum()),
+        "floor": float(prototypes.floor_P[p]),
+        "close": mean_intervals(scored.query_id, {"": close_N.astype(np.float64)}, bootstrap)[""],
+        "all": {},
+        "close_only": {},
+    }
+    for measure, value_NM in measures(prototypes, verdicts, true_N, scored.predicted).items():
+        values = {name: (chance_NM * value_NM).sum(axis=1) for name, chance_NM in named.items()}
+        values |= {f"over_{control}": values[NEAREST] - values[control] for control in CONTROLS}
+        close = {name: np.where(close_N, value_N, np.nan) for name, value_N in values.items()}
+        result["all"][measure] = mean_intervals(scored.query_id, values, bootstrap)
+        result["close_only"][measure] = mean_intervals(scored.query_id, close, bootstrap)
+    plain: dict[str, Any] = _plain(result)
+    return plain
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any figures
+    if isinstance(value, Interval):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    return value
