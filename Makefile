@@ -27,10 +27,10 @@ check: $(VENV)/all.stamp  ## formatting, lint, types, import contracts
 	$(BIN)/lint-imports
 
 docs: $(VENV)/docs.stamp  ## the documentation site, strictly, into runs/site
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(VENV)/docs.stamp  ## the same on http://127.0.0.1:8001, anew at every change
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 bench: $(VENV)/all.stamp  ## throughput ratios, results under benchmarks/results
 	$(BIN)/python -m benchmarks.throughput $(ARGS)

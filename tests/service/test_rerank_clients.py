@@ -1,22 +1,18 @@
-"""The rerank dialects read by the real clients, each in an environment of its own: they do not install together.
+"""The rerank dialects read by the real clients, each in an environment of its own.
 
-CI asks those of IN_CI; `make contracts` asks all of them. Environments are kept between runs.
+CI asks those of IN_CI; `make contracts` asks all of them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
-import sys
-import venv
-from pathlib import Path
 
 import pytest
+from client_environments import CLIENTS as HERE
+from client_environments import environment
 
-HERE = Path(__file__).parent / "clients"
-ENVIRONMENTS = Path(__file__).parents[2] / ".venv-clients"
 CLIENTS = sorted(path.stem.removeprefix("with_") for path in HERE.glob("with_*.py"))
 IN_CI = {"cohere", "langchain_cohere", "rerankers"}
 ASK_ALL = "RELEVANCE_ALL_CLIENTS" in os.environ
@@ -42,30 +38,6 @@ def busy(launch_shared):
     server = launch_shared(faulty=True, max_queued_requests="1", hang_s="300")
     server.set_engine("slow:300")
     return server
-
-
-def environment(name: str) -> Path:
-    """Make a client's environment, or find the one made before, and give its interpreter."""
-    requirements = HERE / f"{name}.txt"
-    digest = hashlib.sha256(sys.version.encode() + requirements.read_bytes()).hexdigest()[:12]
-    folder = ENVIRONMENTS / f"{name}-{digest}"
-    python = folder / "bin" / "python"
-    if not (folder / "whole").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        command = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-r",
-            str(requirements),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
-        assert done.returncode == 0, done.stderr[-2000:]
-        (folder / "whole").touch()
-    return python
 
 
 def ask(name: str, server, busy=None) -> list[dict]:

@@ -164,7 +164,8 @@ class CrossFittedTeacher:
             max_features=0.4,
             random_state=self._seed,
         )
-        boosted.fit(features_NF, label_N, sample_weight=weight_N)
+        empty_F = np.isnan(features_NF).all(axis=0)
+        boosted.fit(np.where(empty_F, np.float32(0), features_NF), label_N, sample_weight=weight_N)
         trees = make_pipeline(
             SimpleImputer(keep_empty_features=True),
             ExtraTreesClassifier(400, min_samples_leaf=8, max_features=0.4, n_jobs=-1, random_state=self._seed),
