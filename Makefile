@@ -61,6 +61,10 @@ contracts: $(VENV)/all.stamp  ## point every rerank client that we promise at a 
 golden: $(VENV)/all.stamp  ## rewrite the golden files; review them as a diff
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q -k golden
 
+install-service: $(VENV)/service.stamp  ## what the service needs, without torch
+
+install-all: $(VENV)/all.stamp  ## what training, export and the tests need too
+
 # A service-only environment holds neither torch nor transformers; `make test` adds the rest to the same one.
 $(VENV)/service.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

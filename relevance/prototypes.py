@@ -6,7 +6,9 @@ Shapes: B pairs, P perspectives, M prototypes, K classes, R width of the latent,
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,20 @@ _SHAPES = {
 }
 _WHOLE = ("perspective_M", "size_M")
 _SUM_TOLERANCE = 1e-3
+_DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise for files that are not what they seem."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,13 +114,16 @@ class Prototypes:
         """
         _check_size(data)
         try:
+            _check_stored(data)
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise BundleError(f"prototypes: expected an .npz archive of plain arrays, found {error}") from error
         expected = {*_TEXT_ARRAYS, *_SHAPES}
         if set(arrays) != expected:
             raise BundleError(f"prototypes: expected the arrays {sorted(expected)}, found {sorted(arrays)}")
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise BundleError("prototypes: expected an .npz archive of plain arrays, found other members")
         for name in _TEXT_ARRAYS:
             if arrays[name].ndim != 1 or arrays[name].dtype.kind != "U":
                 raise BundleError(f"prototypes: expected {name} to be a list of texts, found {arrays[name].dtype}")
@@ -141,6 +160,14 @@ class Prototypes:
             raise BundleError("prototypes: expected members, and label shares that sum to 1, in every row")
         if abs(np.linalg.norm(self.direction_MD, axis=1) - 1).max() > _SUM_TOLERANCE:
             raise BundleError("prototypes: expected directions of length 1")
+
+
+def _check_stored(data: bytes) -> None:
+    """Refuse members that are compressed: small files must not become large arrays."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+                raise BundleError(f"prototypes: expected members stored as they are, found {member.filename!r} packed")
 
 
 def _check_size(data: bytes) -> None:

@@ -45,6 +45,11 @@ class Offer:
     reason: str
     max_items: int
 
+    @property
+    def most(self) -> int:
+        """Items that a request for explanations may have: 0 where there are none."""
+        return self.max_items if self.explainer is not None else 0
+
     def check(self, n_items: int) -> None:
         """Refuse a request for explanations that are not given.
 

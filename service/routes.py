@@ -277,7 +277,7 @@ def _describe(service: Service, model: Model) -> dict[str, Any]:
         "rules": [rule.model_dump(exclude_defaults=True) for rule in policy.rules],
         "limits": {
             "max_items": settings.max_items,
-            "max_explained_items": min(settings.max_items, settings.explain_max_items),
+            "max_explained_items": min(settings.max_items, model.explanations.most),
             "max_body_bytes": settings.max_body_bytes,
             "max_query_tokens": manifest.limits.max_query_tokens,
             "max_pair_tokens": manifest.limits.max_pair_tokens,

@@ -82,8 +82,8 @@ class ModeRequest(_Wire):
 class RationaleOut(_Wire):
     """The prototype rationale of one perspective that lies nearest to the pair's latent.
 
-    `label_share`: of the labels of the training pairs it stands for; `agrees`: whether most of those have the item's
-    label. Under the perspective's floor it says nothing of this pair: `close` is false and text, shares and agreement
+    `label_share`: of the labels of the training pairs it stands for; `agrees`: whether the commonest of those is the
+    item's label. Under the perspective's floor it says nothing of this pair: `close` is false and text, shares and agreement
     are null.
     """
 
@@ -98,8 +98,8 @@ class RationaleOut(_Wire):
 class WordOut(_Wire):
     """A word that was read, the blank behind it included, and its share of the attention that the latent is made with.
 
-    The texts of a side put together are what was read of it; the marks around query and item have the rest of the
-    weight.
+    The texts of a side put together are what was read of it; of a truncated item the last word may have been read in
+    part. The marks around query and item have the rest of the weight.
     """
 
     text: str

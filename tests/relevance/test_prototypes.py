@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,31 @@ def test_prototypes_that_contradict_themselves_are_not_written(change: dict, mes
         replace(make_prototypes(), **change).to_bytes()
 
 
+def npy_header(shape: str) -> bytes:
+    """Give an array file that says it has this shape and holds nothing."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def other_member(content: bytes) -> bytes:
+    """Give an archive of prototypes in which one member is something else."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(make_prototypes().to_bytes())) as good, zipfile.ZipFile(written, "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, content if name == "floor_P.npy" else good.read(name))
+    return written.getvalue()
+
+
+def test_a_small_file_of_large_arrays_is_refused_before_they_are_made():
+    """Members are stored as they are, so that a file of 1 MB cannot take more."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, texts=np.zeros(10_000_000, dtype=np.float32))
+
+    with pytest.raises(BundleError, match=r"expected members stored as they are, found 'texts.npy' packed"):
+        Prototypes.from_bytes(packed.getvalue(), n_classes=K)
+
+
 def test_a_file_that_is_no_archive_of_these_arrays_is_refused():
     """Cut short, pickled, another format, another scheme, another set of arrays, or too large."""
     data = make_prototypes().to_bytes()
@@ -126,6 +152,9 @@ def test_a_file_that_is_no_archive_of_these_arrays_is_refused():
     np.savez(other, texts=np.array(["a"]))
     for bad in (data[:-40], b"", b"text", lone.getvalue(), pickled.getvalue()):
         with pytest.raises(BundleError, match=r"expected an .npz archive of plain arrays"):
+            Prototypes.from_bytes(bad, n_classes=K)
+    for bad in (other_member(b"no array"), other_member(npy_header("(1000000000000,)")), other_member(npy_header("(("))):
+        with pytest.raises(BundleError, match=r"expected an .npz archive of plain arrays|expected the arrays"):
             Prototypes.from_bytes(bad, n_classes=K)
     with pytest.raises(BundleError, match=r"expected the arrays .* found \['texts'\]"):
         Prototypes.from_bytes(other.getvalue(), n_classes=K)

@@ -72,6 +72,22 @@ def test_intervals_are_those_of_the_query_bootstrap(rng):
         assert (got.value, got.low, got.high) == pytest.approx((interval.value, interval.low, interval.high))
 
 
+def test_a_rate_without_a_hit_counts_each_query_once(tmp_path):
+    """None of 400 Exact pairs of four queries is filtered: four draws say little, 400 would say too much."""
+    report, _ = inspected(tmp_path, [pair(query, f"kettle {n}", "E") for query in "abcd" for n in range(100)])
+
+    found = report["overview"]["figures"]["false_filter"]
+    assert (found["events"], found["n"], found["value"]) == (0, 400, 0.0)
+    assert found["high"] > 0.3
+
+
+def test_columns_sort_by_plain_numbers(tmp_path):
+    """A thousand and more is shown with a comma, which no number to sort by has."""
+    _, page = inspected(tmp_path, [pair(f"q{n % 50}", f"kettle {n}", "E", category="kitchen") for n in range(1100)])
+
+    assert '<td data-v="1100">1,100' in page
+
+
 def test_a_cell_is_a_locale_and_category_and_says_when_it_is_small(tmp_path):
     """60 pairs of 12 queries are not small, 3 of one query are; both have their own accuracy."""
     large = [pair(f"q{n % 12}", f"lamp {n}", "E" if n < 45 else "S", category="lamps") for n in range(60)]

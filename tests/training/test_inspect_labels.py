@@ -108,6 +108,15 @@ def test_near_duplicate_titles_with_different_labels_are_found_with_the_words_th
     assert "<mark>38</mark>" in page
 
 
+def test_one_query_of_many_duplicates_does_not_push_out_the_others(tmp_path):
+    """Sixty equal titles of one query with both labels, and one pair each of five more queries."""
+    rows = [pair("z", "steel kettle two litres", "EI"[n % 2]) for n in range(60)]
+    rows += [pair(query, "steel kettle two litres", label) for query in "abcde" for label in "EI"]
+    report, _ = inspected(tmp_path, rows)
+
+    assert {shown["first"]["query"] for shown in report["duplicates"]["pairs"]} == set("abcdez")
+
+
 def test_near_duplicates_with_one_label_are_counted_and_not_listed(tmp_path):
     """Three equal titles make three pairs; one of them has another label, so two differ."""
     rows = [pair("q", "blue enamel kettle", label) for label in ("E", "E", "S")]

@@ -105,11 +105,16 @@ def rate(event_N: Bools, among_N: Bools, query_N: Ints) -> dict[str, Any]:
 
 
 def share_of_queries(hit_N: Bools, query_N: Ints) -> Interval:
-    """Give the share of rows that are hits, with the Wilson interval of `share_interval`."""
+    """Give the share of rows that are hits, with the Wilson interval of `share_interval`.
+
+    Where all rows are hits, or none, nothing tells how alike a query's rows are, and each query counts once.
+    """
     total_Q = np.bincount(query_N)
     hit_Q = np.bincount(query_N, weights=hit_N, minlength=len(total_Q)).astype(np.int64)
-    there_Q = total_Q > 0
-    return share_interval(hit_Q[there_Q], total_Q[there_Q])
+    hit_Q, total_Q = hit_Q[total_Q > 0], total_Q[total_Q > 0]
+    if hit_Q.sum() in {0, total_Q.sum()}:
+        hit_Q, total_Q = np.minimum(hit_Q, 1), np.minimum(total_Q, 1)
+    return share_interval(hit_Q, total_Q)
 
 
 def number_of_queries(query_N: Ints) -> int:

@@ -75,7 +75,6 @@ def duplicate_suspects(rows: Rows, scheme: LabelScheme, shown: Shown) -> dict[st
     n_pairs = n_differing = n_cut = 0
     gain_K = scheme.gain_K
     heap: list[tuple[float, float, int, int]] = []
-    most_kept = shown.most * 20
     for group in tqdm(list(_of_queries(rows)), unit="queries", desc="titles", disable=None):
         n_cut += len(group) > MOST_OF_A_QUERY
         first, second, similarity = near_duplicate_pairs(rows, group[:MOST_OF_A_QUERY])
@@ -83,9 +82,11 @@ def duplicate_suspects(rows: Rows, scheme: LabelScheme, shown: Shown) -> dict[st
         differs = rows.label_N[first] != rows.label_N[second]
         n_differing += int(differs.sum())
         gap = np.abs(gain_K[rows.label_N[first]] - gain_K[rows.label_N[second]])
-        for i in np.flatnonzero(differs).tolist():
+        own = np.flatnonzero(differs)
+        best = own[np.lexsort((second[own], first[own], -gap[own], -np.round(similarity[own], 6)))]
+        for i in best[: shown.per_query].tolist():
             entry = (round(float(similarity[i]), 6), float(gap[i]), -int(first[i]), -int(second[i]))
-            (heapq.heappush if len(heap) < most_kept else heapq.heappushpop)(heap, entry)
+            (heapq.heappush if len(heap) < shown.most else heapq.heappushpop)(heap, entry)
     ranked = sorted(heap, reverse=True)
     taken = spread(range(len(ranked)), np.array([rows.query_N[-pair[2]] for pair in ranked], dtype=np.int64), shown)
     return {

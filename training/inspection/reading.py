@@ -25,6 +25,8 @@ from training.words import stems
 SCORED_COLUMNS = ("query_id", "item_id", "score", "tier", "label", "kept", "policy_locale")
 """What a scored file must have; `probabilities` and `reason` may be missing."""
 CATEGORY = "category"
+BAD_LABEL = -2
+"""Of a pair that was scored, because scoring reads no labels, and is left out here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class ScoredRow:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One row of a pairs file; label is a class index, UNLABELLED without one; category None without one."""
+    """One row of a pairs file; label is a class index, UNLABELLED without one or BAD_LABEL; category None without one."""
 
     number: int
     pair: Pair
@@ -89,10 +91,14 @@ def read_judged(path: Path, scheme: LabelScheme, *, category: str | None, bad_ro
     for number, row in plain_rows(path, ("query", "title"), bad_rows):
         try:
             pair = parse_pair(row, number, path.name)
-            label = _label(row.get("label"), scheme, number, path.name)
         except RowError as error:
             bad_rows.add(error)
             continue
+        try:
+            label = _label(row.get("label"), scheme, number, path.name)
+        except RowError as error:
+            bad_rows.add(error)
+            label = BAD_LABEL
         named = row.get(category or CATEGORY) or pair.item.attributes.get(category or CATEGORY)
         yield PairRow(number, pair, label, str(named) if named else None, bool(row.get("exact_only") or False))
 
@@ -105,6 +111,8 @@ def collect(scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None, judge:
     """
     columns, left = _Columns(judge), Left()
     for row, judged in _joined(scored, pairs):
+        if judged is not None and judged.label == BAD_LABEL:
+            continue
         if judged is not None and judged.exact_only:
             left.exact_only += 1
         elif row.reason is not None:
