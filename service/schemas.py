@@ -83,8 +83,8 @@ class RationaleOut(_Wire):
     """The prototype rationale of one perspective that lies nearest to the pair's latent.
 
     `label_share`: of the labels of the training pairs it stands for; `agrees`: whether the commonest of those is the
-    item's label. Under the perspective's floor it says nothing of this pair: `close` is false and text, shares and agreement
-    are null.
+    item's label. Under the perspective's floor it says nothing of this pair: `close` is false and text, shares and
+    agreement are null.
     """
 
     perspective: str

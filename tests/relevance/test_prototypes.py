@@ -153,9 +153,9 @@ def test_a_file_that_is_no_archive_of_these_arrays_is_refused():
     for bad in (data[:-40], b"", b"text", lone.getvalue(), pickled.getvalue()):
         with pytest.raises(BundleError, match=r"expected an .npz archive of plain arrays"):
             Prototypes.from_bytes(bad, n_classes=K)
-    for bad in (other_member(b"no array"), other_member(npy_header("(1000000000000,)")), other_member(npy_header("(("))):
-        with pytest.raises(BundleError, match=r"expected an .npz archive of plain arrays|expected the arrays"):
-            Prototypes.from_bytes(bad, n_classes=K)
+    for member in (b"no array", npy_header("(1000000000000,)"), npy_header("((")):
+        with pytest.raises(BundleError, match=r"expected an .npz archive of plain arrays"):
+            Prototypes.from_bytes(other_member(member), n_classes=K)
     with pytest.raises(BundleError, match=r"expected the arrays .* found \['texts'\]"):
         Prototypes.from_bytes(other.getvalue(), n_classes=K)
     with pytest.raises(BundleError, match=r"share_MK of shape \(6, 3\), found \(6, 4\)"):

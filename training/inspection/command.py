@@ -135,7 +135,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--policy", type=Path, help="the policy.toml it was scored with, if not the bundle's own")
     parser.add_argument("--run", type=Path, help="a run directory, instead of a scored file: its student's predictions")
-    parser.add_argument("--split", choices=SPLITS, default="dev", help="of the run (default: dev; test is noted as read)")
+    parser.add_argument("--split", choices=SPLITS, default="dev", help="of the run (default: dev)")
     parser.add_argument("--out", type=Path, required=True, help=f"directory for {PAGE} and {DATA}")
     parser.add_argument("--category", metavar="NAME", help="column or attribute that groups items (default: category)")
     parser.add_argument("--categories", type=_positive, default=20, help="of their own in tables (default 20)")

@@ -56,7 +56,7 @@ class ScoredRow:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One row of a pairs file; label is a class index, UNLABELLED without one or BAD_LABEL; category None without one."""
+    """One row of a pairs file; label is a class index, UNLABELLED without one, or BAD_LABEL; category may be None."""
 
     number: int
     pair: Pair
