@@ -33,7 +33,7 @@ function place({ score, tier }, { below, above, filter }) {
     above === null ? null : `${above.toFixed(DIGITS)} below the next cut point`,
     filter === null ? "nothing is filtered by score" : `${Math.abs(filter).toFixed(DIGITS)} ${filter < 0 ? "below" : "above"} the filter edge`,
   ];
-  return `Tier ${tier}. The score ${score.toFixed(DIGITS)} lies ${said.filter(Boolean).join(", ")}.`;
+  return `As served: tier ${tier}. The score ${score.toFixed(DIGITS)} lies ${said.filter(Boolean).join(", ")}.`;
 }
 
 function ruled(rule) {

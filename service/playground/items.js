@@ -5,14 +5,14 @@ const NAMES = { colour: "color", item_id: "id", product_title: "title" };
 const DELIMITERS = ["\t", ",", ";"];
 
 /**
- * Give {items, form, fields} of a text, and {query, locale} where it is a whole request body.
+ * Give {items, form, fields} of a text, and {query, locale, minTier, deadline} where it is a whole request body.
  * Throws an Error that says where it could not be read. What an item may hold is the service's to say.
  */
 export function readItems(text) {
   const trimmed = text.trim();
   if (!trimmed) return { items: [], form: "nothing", fields: [] };
-  if (trimmed.startsWith("[")) return described(list(parsed(trimmed)), "a JSON list");
-  if (trimmed.startsWith("{")) return objects(trimmed, text);
+  if (/^\[\s*(["{\]]|$)/.test(trimmed)) return described(list(parsed(trimmed)), "a JSON list");
+  if (/^\{\s*["}]/.test(trimmed)) return objects(trimmed, text);
   const table = asTable(text);
   if (table) return described(table, "a table");
   return described(list(lines(text).map(({ line }) => line)), "titles");
@@ -21,7 +21,8 @@ export function readItems(text) {
 function objects(trimmed, text) {
   const whole = tried(trimmed);
   if (Array.isArray(whole?.items)) {
-    return { ...described(list(whole.items), "a request body"), query: whole.query, locale: whole.locale };
+    const { query, locale, min_tier: minTier, deadline_ms: deadline } = whole;
+    return { ...described(list(whole.items), "a request body"), query, locale, minTier, deadline };
   }
   if (whole) return described(list([whole]), "one JSON object");
   const entries = lines(text).map(({ line, number }) => parsed(line, `line ${number}: `));

@@ -21,14 +21,13 @@ const cutRows = buildCuts(byId("cuts"), moveCut);
 let running = null;
 let settling = 0;
 let drawing = 0;
+let taken = null; // what the pasted request body said beside its items, as JSON
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
 function read() {
-  const found = readItems(byId("items").value);
-  if (found.query !== undefined) byId("query").value = String(found.query);
-  if (found.locale) byId("locale").value = String(found.locale);
-  const body = { query: byId("query").value, items: found.items, return_filtered: "full" };
+  const { items } = readItems(byId("items").value);
+  const body = { query: byId("query").value, items, return_filtered: "full" };
   if (byId("locale").value.trim()) body.locale = byId("locale").value.trim();
   if (byId("min-tier").value) body.min_tier = Number(byId("min-tier").value);
   const deadline = byId("deadline").value.trim();
@@ -48,7 +47,8 @@ async function score(event) {
     const began = performance.now();
     const answer = await ask("score", { key: key(), body, signal: mine.signal });
     const tookMs = performance.now() - began;
-    await keepUp(answer);
+    await keepUp(answer, mine.signal);
+    mine.signal.throwIfAborted();
     state.body = body;
     showAnswer(answer, tookMs);
   } catch (error) {
@@ -127,12 +127,19 @@ function drawScale() {
 }
 
 function aboutPolicy() {
-  const { name, certified, epsilon, nExact } = state.policy;
+  const { name, certified, epsilon, nExact, cuts } = state.policy;
   const whose = name === "pooled" ? "Cut points of all locales together" : `Cut points of “${name}”`;
+  if (!same(state.cuts, cuts)) return aboutMoved(whose, certified);
   if (minTier() !== null) return `${whose}; this request keeps tier ${minTier()} and up.`;
   return certified
-    ? `${whose}, certified: at most ${100 * epsilon} % of exact items are filtered (shown on ${nExact.toLocaleString("en")} queries).`
+    ? `${whose}, certified: by an upper confidence bound, at most ${Number((100 * epsilon).toFixed(2))} % of exact items are filtered (shown on ${nExact.toLocaleString("en")} queries).`
     : `${whose}, not certified: items get tiers, and nothing is filtered.`;
+}
+
+function aboutMoved(whose, certified) {
+  if (edge() === null) return `${whose}, moved by hand, not certified: items get tiers, and nothing is filtered.`;
+  const lines = minTier() === null ? ", the lines below filter nothing" : "";
+  return `${whose}, moved by hand: ${certified ? "no longer" : "not"} certified; the groups show what filtering by them would do${lines}.`;
 }
 
 function showWhatIf(judgedRows) {
@@ -174,6 +181,25 @@ function showFacts({ usage, timing_ms: timing, counts, results, filtered, ...ans
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
+// --- what was pasted -------------------------------------------------------------------------------------------------
+
+/** Say what the items were read as; gives as JSON what a whole request body says beside them, null where it is none. */
+function besides() {
+  const found = tellItems();
+  if (!found) return taken; // a body that is being edited stays the one that was taken
+  if (found.form !== "a request body") return null;
+  const { query, locale, minTier: lowest, deadline } = found;
+  return JSON.stringify({ query, locale, "min-tier": lowest, deadline }, (_, value) => value ?? "");
+}
+
+/** Take what a pasted request body says beside its items into the form, once: afterwards what is typed there wins. */
+function takeItems() {
+  const said = besides();
+  if (said === taken) return;
+  taken = said;
+  for (const [id, value] of Object.entries(JSON.parse(said) ?? {})) byId(id).value = String(value);
+}
+
 // --- links, examples, start ------------------------------------------------------------------------------------------
 
 async function share() {
@@ -203,7 +229,7 @@ async function restore() {
     byId("deadline").value = shared.deadline;
     byId("order").value = shared.order === "input" ? "input" : "score";
     state.wantedCuts = shared.cuts;
-    tellItems();
+    taken = besides();
     return true;
   } catch (error) {
     showProblem(error);
@@ -215,7 +241,7 @@ function load({ query, locale, items }) {
   byId("query").value = query;
   byId("locale").value = locale;
   byId("items").value = items;
-  tellItems();
+  taken = besides();
 }
 
 function listen() {
@@ -230,7 +256,7 @@ function listen() {
     running?.abort();
     byId("send").focus();
   });
-  byId("items").addEventListener("input", tellItems);
+  byId("items").addEventListener("input", takeItems);
   byId("share").addEventListener("click", share);
   byId("copy-toml").addEventListener("click", () => copy(byId("toml").textContent, byId("copy-toml")));
   byId("reset").addEventListener("click", () => {

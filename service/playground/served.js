@@ -61,19 +61,21 @@ export function banner(text) {
 }
 
 /** Ask what is served again where an answer shows that it has been replaced, or switched to or from passthrough. */
-export async function keepUp({ model, policy, results }) {
+export async function keepUp({ model, policy, results }, signal) {
   const { info } = state;
   const mode = results.some(({ reason }) => reason === "passthrough") ? "passthrough" : "score";
   if (info && model === `${info.model}@${info.bundle}` && policy === info.policy && mode === info.mode) return;
-  state.info = await ask("info", { key: key() });
+  state.info = await ask("info", { key: key(), signal });
   showInfo(state.info);
 }
 
-/** Say below the items what they were read as, and which of their fields the model does not read. */
+/** Say below the items what they were read as, and which of their fields the model does not read; gives what was read. */
 export function tellItems() {
   let text;
+  let found = null;
   try {
-    const { items, form, fields } = readItems(byId("items").value);
+    found = readItems(byId("items").value);
+    const { items, form, fields } = found;
     const unread = state.info ? fields.filter((name) => !state.info.fields.includes(name)) : [];
     const most = state.info?.limits.max_items ?? Infinity;
     text = items.length ? `${counted(items.length, "item")}, read as ${form}.` : "";
@@ -83,4 +85,5 @@ export function tellItems() {
     text = `Not readable yet: ${error.message}.`;
   }
   byId("items-read").textContent = text;
+  return found;
 }

@@ -21,8 +21,9 @@ export class Foreign extends Error {
 /** Nobody answered. */
 export class Unreachable extends Error {}
 
-/** Ask a route; gives its JSON. Throws Refusal, Foreign, Unreachable, or AbortError when `signal` says so. */
+/** Ask a route; gives its JSON. Throws Refusal, Foreign, Unreachable, AbortError when `signal` says so, Error for no key. */
 export async function ask(path, { key = "", body, signal } = {}) {
+  if (/[^\x21-\x7e]/.test(key)) throw new Error("The API key holds a character that no key can hold.");
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   if (key) headers["X-API-Key"] = key;
   const options = { headers, signal, cache: "no-store", credentials: "same-origin" };

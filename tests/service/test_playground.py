@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
+from typing import Any
 
 import pytest
 from browser import CAPPING, Tab, address
@@ -124,6 +127,36 @@ def test_moved_cut_points_give_what_the_service_gives_under_that_policy(tab, qui
     assert "moved-" in tab.text("#facts")
 
 
+def test_moved_cut_points_are_called_certified_no_longer(tab, default):
+    """Certified cut points come with their promise; moved by hand they have none, whoever decides what is kept."""
+    epsilon = default.client.get("/info").json()["locales"]["us"]["epsilon"]
+    tab.open(address(default))
+    tab.fill("garden hose", "Garden Hose 15 m\nOlive Oil 500 ml", locale="en-US")
+    said = [_policy_said(tab, moved) for moved in (False, True)]
+    tab.fill("garden hose", "Garden Hose 15 m", locale="es")
+    said += [_policy_said(tab, moved) for moved in (False, True)]
+    tab.fill("garden hose", "Garden Hose 15 m", locale="en-US", **{"min-tier": "2"})
+    said += [_policy_said(tab, moved) for moved in (False, True)]
+
+    us, es = "Cut points of “us”", "Cut points of “es”"
+    would = "the groups show what filtering by them would do"
+    assert said[0].startswith(f"{us}, certified: by an upper confidence bound, at most {100 * epsilon:g} % of exact")
+    assert said[1] == f"{us}, moved by hand: no longer certified; {would}, the lines below filter nothing."
+    assert said[2] == f"{es}, not certified: items get tiers, and nothing is filtered."
+    assert said[3] == f"{es}, moved by hand, not certified: items get tiers, and nothing is filtered."
+    assert said[4] == f"{us}; this request keeps tier 2 and up."
+    assert said[5] == f"{us}, moved by hand: no longer certified; {would}."
+
+
+def _policy_said(tab: Tab, moved: bool) -> str:
+    """Give what an answer's page says of its cut points, as they are or with one of them moved."""
+    tab.score()
+    if moved:
+        tab.page.press("#cut-4", "ArrowLeft")
+        tab.page.wait_for_selector("#changed:not([hidden])")
+    return tab.text("#policy")
+
+
 def test_a_link_brings_everything_back_but_the_key(tab, browser, default):
     """Query, items, locale, options and moved cut points; the address alone is enough."""
     tab.open(address(default))
@@ -190,6 +223,7 @@ def test_titles_are_shown_as_text_whatever_they_hold(tab, quick):
         ('{"id": 7, "title": "hose, 15 m"}\n{"title": "pipe"}', "2 items, read as JSON lines."),
         ('{"query": "hose", "items": [{"id": 7, "title": "hose, 15 m"}, "pipe"]}', "a request body"),
         ("hose, 15 m\n\n  pipe ", "2 items, read as titles."),
+        ('[\n  "hose, 15 m", "pipe"]', "2 items, read as a JSON list."),
     ],
 )
 def test_items_are_read_from_whatever_was_pasted(tab, quick, items: str, read: str):
@@ -205,6 +239,80 @@ def test_items_are_read_from_whatever_was_pasted(tab, quick, items: str, read: s
         known = {"id": "7", "title": "hose, 15 m", "brand": "Ostra", "color": "red"}
         assert sent[0] == known | {"attributes": {"size": "XL"}}
         assert "does not read attributes" in tab.text("#items-read")
+
+
+@pytest.mark.parametrize("title", ["[2 Pack] HDMI Cable", "{New} HDMI Cable", "[ 2] x", "[Refurbished] “TV” {used}"])
+def test_titles_that_begin_with_a_bracket_are_titles(tab, quick, title: str):
+    """As shops write them; JSON begins otherwise."""
+    tab.open(address(quick))
+    tab.fill("hdmi cable", f"{title}\nHDMI Cable, 2 m")
+    tab.score()
+
+    assert tab.text("#items-read").startswith("2 items, read as titles.")
+    assert title in {row["title"] for row in tab.rows("kept") + tab.rows("filtered")}
+
+
+def test_a_pasted_body_fills_the_form_once_and_what_is_typed_then_wins(tab, quick):
+    """All that it says is asked; no locale of an earlier request is left, and editing its items changes no field."""
+    pasted = {"query": "garden hose", "min_tier": 0, "deadline_ms": 9000, "items": [{"id": 7, "title": "hose"}]}
+    paste = "(field, text) => { field.value = text; field.dispatchEvent(new Event('input')); }"
+    tab.open(address(quick))
+    tab.fill("pipe", "pipe", locale="us", **{"min-tier": "3"})
+    tab.page.locator("#items").evaluate(paste, json.dumps(pasted))
+    tab.score()
+    tab.fill("steel pipe", json.dumps(pasted), locale="es", deadline="", **{"min-tier": ""})
+    tab.page.locator("#items").press("Control+End")
+    tab.page.locator("#items").press("Enter")
+    tab.page.locator("#items").evaluate(paste, json.dumps(pasted)[:-1])
+    tab.page.locator("#items").evaluate(paste, json.dumps(pasted | {"items": ["copper hose"]}))
+    tab.score()
+    sent = [r.post_data_json for r in tab.asked if r.url.endswith("/score")]
+
+    assert sent[0] == pasted | {"return_filtered": "full"}
+    typed = {"query": "steel pipe", "locale": "es", "return_filtered": "full"}
+    assert sent[1] == typed | {"items": [{"id": 1, "title": "copper hose"}]}
+
+
+def test_an_answer_that_was_stopped_while_the_page_asked_what_is_served_is_not_shown(tab, quick, tiny_bundle, tmp_path):
+    """After a change of policy /info is asked again: neither Stop nor the next request may see the old answer then."""
+    policy = (tiny_bundle / "policy.toml").read_text(encoding="utf-8")
+    file = tmp_path / "policy.toml"
+    file.write_text(policy.replace('version = "', 'version = "swapped-'), encoding="utf-8")
+    tab.open(address(quick))
+    quick.client.post("/admin/reload", json={"policy": str(file)})
+    held: list[Any] = []
+    tab.page.route("**/info", lambda route: held.append(route))
+    tab.fill("hose", "garden hose")
+    tab.page.click("#send")
+    _wait_for(tab, held, 1)
+    tab.page.click("#stop")
+    tab.settled()
+    stopped = tab.text("#status")
+    tab.page.click("#send")
+    _wait_for(tab, held, 2)
+    tab.fill("elbow", "brass elbow\nsteel elbow")
+    tab.page.press("#query", "Control+Enter")
+    _wait_for(tab, held, 3)
+    for route in held[:2]:
+        route.continue_()
+    tab.page.wait_for_timeout(300)
+    early = (tab.page.locator("#result").is_hidden(), tab.text("#status"))
+    held[2].continue_()
+    tab.settled()
+    quick.client.post("/admin/reload", json={"policy": str(tiny_bundle / "policy.toml")})
+
+    assert stopped == "Stopped."
+    assert early == (True, "Scoring 2 items…")
+    assert {row["title"] for row in tab.rows("kept") + tab.rows("filtered")} == {"brass elbow", "steel elbow"}
+    assert "swapped-" in tab.text("#facts")
+
+
+def _wait_for(tab: Tab, held: list[Any], n: int) -> None:
+    """Wait until so many requests are held back."""
+    give_up = time.monotonic() + 20
+    while len(held) < n:
+        assert time.monotonic() < give_up, f"expected {n} requests, found {len(held)}"
+        tab.page.wait_for_timeout(20)
 
 
 def test_three_thousand_items_stay_usable(tab, quick):

@@ -79,6 +79,22 @@ def test_a_key_is_asked_for_taken_and_forgotten(tab, locked):
     assert tab.page.input_value("#key") == ""
 
 
+@pytest.mark.parametrize("key", ["schlüssel-0123456789", "“playground-key”", "two words-0123456789"])
+def test_a_key_that_can_be_none_is_said_to_be_so(tab, locked, key: str):
+    """It is not taken for a service that does not answer, nothing is sent with it, and nothing is asked again."""
+    tab.open(address(locked))
+    tab.says("service", "asks for an API key")
+    tab.fill("hose", "garden hose", key=key)
+    tab.page.press("#key", "Tab")
+    tab.says("service", "a character that no key can hold")
+    asked = len(tab.asked)
+    tab.score()
+
+    assert "a character that no key can hold" in tab.problem()
+    assert "No connection" not in tab.problem()
+    assert [r.url for r in tab.asked[asked:] if r.url.endswith(("/score", "/info"))] == []
+
+
 def test_a_start_is_waited_for(tab, tiny_bundle, tmp_path):
     """The page is there before the model is, says so, and goes on by itself."""
     port = free_port()
@@ -214,7 +230,7 @@ def test_an_explanation_is_asked_for_one_item_and_shown_as_the_service_gave_it(t
 
     assert [item["title"] for item in request.post_data_json["items"]] == [row["id"]]
     assert request.post_data_json["explain"] is True
-    assert f"The score {row['score']:.3f} lies" in shown
+    assert f"As served: tier {row['tier']}. The score {row['score']:.3f} lies" in shown
     for rationale in told["rationales"]:
         assert (rationale["text"] or "No close rationale") in shown
         assert f"Similarity {rationale['similarity']:.3f}" in shown
