@@ -57,6 +57,7 @@ from relevance.policy import TierPolicy
 from relevance.tokenization import PairBatch
 from training import runs
 from training.predictions import read_predictions
+from training.prototypes.provenance import prototypes_folder
 from training.recipe import ExportRecipe
 from training.student.model import Student, load_student
 
@@ -73,8 +74,9 @@ N_RANGE_PAIRS = 256
 def main(argv: list[str]) -> int:
     """Run the stage.
 
-    Raises: RunError: if an earlier stage has not finished; RecipeError: if a graph to ship is not to be made;
-        ParityError: if the graph differs from the torch student or no graph passes for the CPU.
+    Raises: RunError: if an earlier stage has not finished, or prototypes are of another student; RecipeError: if a
+        graph to ship is not to be made; ParityError: if the graph differs from the torch student or no graph passes for
+        the CPU.
     """
     run = runs.stage_arguments(argv, "export", __doc__)
     section = run.recipe.export
@@ -280,7 +282,7 @@ def _input_files(run: runs.Run) -> dict[str, Path]:
         **{f"predictions.{split}": student / f"predictions.{split}.parquet" for split in REFERENCE_SPLITS},
     }
     if run.finished("prototypes"):
-        files[PROTOTYPES] = run.folder("prototypes") / PROTOTYPES
+        files[PROTOTYPES] = prototypes_folder(run) / PROTOTYPES
     if run.finished("evaluate"):
         files["report"] = run.path / "evaluate" / "report.json"
     for name, path in (("card", run.recipe.export.card), ("golden", run.recipe.export.golden)):

@@ -14,9 +14,11 @@ from export.build import main
 from export.onnx_graph import export_graph
 from export.parity import MAX_LATENT_DIFFERENCE, draw_gate_pairs, output_differences
 from relevance.bundle import PROTOTYPES, open_bundle
-from relevance.errors import ParityError
+from relevance.errors import ParityError, RunError
 from relevance.pairs import LabelledPair
 from relevance.prototypes import Prototypes
+from training.prototypes.provenance import STUDENT_FILES
+from training.runs import hash_file
 
 LATENT_WIDTH = 64
 
@@ -44,6 +46,8 @@ def explaining_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (run / "prototypes").mkdir()
     (run / "prototypes" / PROTOTYPES).write_bytes(few_prototypes().to_bytes())
     (run / "prototypes" / "DONE.json").write_text("{}")
+    files = {f"student/{name}": hash_file(run / "student" / name) for name in STUDENT_FILES}
+    (run / "prototypes" / "inputs.json").write_text(json.dumps({"inputs": {"files": files}}))
     assert main(["--recipe", str(run / "recipe.toml"), "--out", str(run)]) == 0
     return run
 
@@ -74,6 +78,16 @@ def test_the_logits_are_bit_for_bit_those_of_the_graphs_without_latents(explaini
     assert (alone == logits).all()
     assert latent_BR.shape == (2, LATENT_WIDTH)
     assert weight_BL.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_prototypes_of_another_student_are_refused(explaining_run: Path, tmp_path: Path):
+    """A student that was trained again leaves the prototypes of the one before behind."""
+    run = tmp_path / "run"
+    shutil.copytree(explaining_run, run, ignore=shutil.ignore_patterns("export"))
+    (run / "prototypes" / "inputs.json").unlink()
+
+    with pytest.raises(RunError, match=r"expected the prototypes of the student in .*run `relevance prototypes`"):
+        main(["--recipe", str(run / "recipe.toml"), "--out", str(run)])
 
 
 def test_a_graph_of_another_student_is_refused(make_student, tiny_pairs: list[LabelledPair], tmp_path: Path):

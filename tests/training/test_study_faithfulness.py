@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from relevance.errors import InputError
+from relevance.errors import InputError, RunError
 from relevance.prototypes import Prototypes
 from training.prototypes import stage
 from training.studies.deletion import PairWords, read_words, run_ids
-from training.studies.faithfulness import CONTROLS, MEASURES, NEAREST, choices, measures
+from training.studies.faithfulness import CONTROLS, MEASURES, NEAREST, best_constant, choices, measures
 from training.studies.stage import main
 from training.teacher import rationales
 
@@ -57,26 +57,41 @@ def two_prototypes(sign):
 def test_controls_know_less_than_the_nearest():
     """Of class 1 the left one has 0.3 · 60 = 18 pairs, the right 0.6 · 20 = 12: the label alone always says left."""
     latent_NR = np.array([[-1.0], [2.0]], np.float32)
-    found = choices(0, two_prototypes(1.0), two_prototypes(-1.0), latent_NR, np.array([0, 1]))
+    both = two_prototypes(1.0), two_prototypes(-1.0)
+    found = choices(0, both, [(("type", "match"),), ()], latent_NR, np.array([0, 1]))
+    silent = choices(0, both, [(), (("type", "match"),)], latent_NR, np.array([0, 1]))
 
-    assert set(found) == {NEAREST, *CONTROLS}
+    assert {*found, "constant"} == {NEAREST, *CONTROLS}
     assert found[NEAREST].tolist() == [[1, 0], [0, 1]]
+    assert found["common"].tolist() == [[1, 0], [1, 0]]
+    assert silent["common"].tolist() == [[0, 1], [0, 1]]
     assert found["shuffled"].tolist() == [[0, 1], [1, 0]]
     assert found["random"].tolist() == [[0.75, 0.25]] * 2
     assert found["label"].argmax(axis=1).tolist() == [0, 0]
 
 
+def test_the_best_constant_is_one_of_the_perspective_with_a_value():
+    """The first has no value, the last is of another perspective."""
+    value_NM = np.array([[np.nan, 0.2, 0.4, 1.0], [np.nan, 0.3, 0.2, 1.0]])
+    found = best_constant(value_NM, np.array([True, True, True, False]))
+
+    assert found.tolist() == [[0, 0, 1, 0]] * 2
+
+
 def test_measures_hold_each_pair_against_each_prototype():
-    """Shares and top labels by the student's label, verdicts by the annotator's."""
+    """Shares and top labels by the student's label, verdicts by the annotator's; without a clause none is right."""
     verdicts = [(("type", "match"), ("brand", "match")), (("type", "mismatch"),)]
     true_N = [(("type", "match"), ("brand", "missing")), (("type", "mismatch"),)]
     found = measures(two_prototypes(1.0), verdicts, true_N, np.array([0, 1]))
+    silent = measures(two_prototypes(1.0), [verdicts[0], ()], true_N, np.array([0, 1]))
 
     assert set(found) == set(MEASURES)
     assert found["label_share"] == pytest.approx(np.array([[0.7, 0.4], [0.3, 0.6]]))
     assert found["top_label"].tolist() == [[1, 0], [0, 1]]
+    assert found["precision"].tolist() == [[0.5, 0], [0, 1]]
     assert found["verdicts"].tolist() == [[0.5, 0], [0, 1]]
     assert found["all_verdicts"].tolist() == [[0, 0], [0, 1]]
+    assert np.isnan(silent["precision"]).tolist() == [[False, True]] * 2
 
 
 def test_words_carry_the_token_weights_of_the_pair(make_student, tiny_pairs):
@@ -118,6 +133,9 @@ def test_the_study_needs_prototypes_and_then_writes_its_tables(run):
     assert result["n_pairs"] == 90
     for rows in result["perspectives"].values():
         assert set(rows["all"]) == set(rows["close_only"]) == set(MEASURES)
+        assert rows["spoken"]["value"] <= rows["close"]["value"]
+        for clause, row in rows["clauses"].items():
+            assert f"| {clause} | {row['n_pairs']} |" in table
         for found in rows["all"].values():
             assert found["over_random"]["value"] == pytest.approx(found[NEAREST]["value"] - found["random"]["value"])
     assert set(result["deletion"]) == {f"{side}, {n} dropped" for side in ("query", "item") for n in (1, 3)}
@@ -131,8 +149,17 @@ def test_a_split_without_rationales_is_an_error(run, tmp_path):
     """Evidence cannot be held against an annotator who wrote none."""
     again = tmp_path / "run"
     shutil.copytree(run, again, ignore=shutil.ignore_patterns("studies"))
-    (again / "prototypes").mkdir(exist_ok=True)
-    (again / "prototypes" / "DONE.json").write_text("{}")
+    assert stage.main(arguments(again)) == 0
     (again / "rationales" / "rationales.test.jsonl").unlink()
     with pytest.raises(InputError, match=r"rationales.test.jsonl.*see rationales.splits"):
+        main(["faithfulness", *arguments(again)])
+
+
+def test_prototypes_of_another_student_are_refused(run, tmp_path):
+    """Their maps are of other latents, though the stage is marked as finished."""
+    again = tmp_path / "run"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("studies"))
+    assert stage.main(arguments(again)) == 0
+    (again / "student" / "config.json").write_text((again / "student" / "config.json").read_text() + "\n")
+    with pytest.raises(RunError, match=r"expected the prototypes of the student in .*run `relevance prototypes`"):
         main(["faithfulness", *arguments(again)])

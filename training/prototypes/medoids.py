@@ -18,21 +18,18 @@ _MOST_ROUNDS = 50
 def choose_medoids(direction_TD: Floats, members_T: Ints, *, most: int, least_members: int) -> Ints:
     """Choose texts that stand for all of them: greedily, then by turns of assigning and moving each medoid.
 
-    Args: direction_TD: unit rows; members_T: pairs of each text; most: medoids at most; least_members: a medoid with
-        fewer pairs than this is given up, the one with the fewest first, and its texts go to their next medoid.
+    Args: direction_TD: unit rows; members_T: pairs of each text; most: medoids at most; least_members: a text with
+        fewer pairs of its own is no medoid.
     Returns: texts that are medoids, ascending.
-    Raises: InputError: if all texts together have fewer pairs than `least_members`.
+    Raises: InputError: if no text has so many pairs.
     """
-    if members_T.sum() < least_members:
-        raise InputError(f"prototypes: expected at least {least_members} pairs, found {members_T.sum()}")
+    fit_T = members_T >= least_members
+    if not fit_T.any():
+        raise InputError(
+            f"prototypes: expected a rationale that at least {least_members} pairs share, found {members_T.max()} pairs"
+        )
     distance_TT = 1 - direction_TD @ direction_TD.T
-    medoid_M = _settled(distance_TT, members_T, _greedy(distance_TT, members_T, most))
-    while True:
-        place_T = distance_TT[:, medoid_M].argmin(axis=1)
-        members_M = np.bincount(place_T, weights=members_T, minlength=len(medoid_M))
-        if members_M.min() >= least_members:
-            return medoid_M
-        medoid_M = _settled(distance_TT, members_T, np.delete(medoid_M, members_M.argmin()))
+    return _settled(distance_TT, members_T, _greedy(distance_TT, members_T, fit_T, most), fit_T)
 
 
 def give_up_losers(medoid_M: Ints, direction_TD: Floats, row_N: Ints, foretold_ND: Floats, agreed_TT: Floats) -> Ints:
@@ -44,8 +41,7 @@ def give_up_losers(medoid_M: Ints, direction_TD: Floats, row_N: Ints, foretold_N
     """
     members_T = np.bincount(row_N, minlength=len(direction_TD))
     while True:
-        place_T = (direction_TD @ direction_TD[medoid_M].T).argmax(axis=1)
-        common = medoid_M[np.bincount(place_T, weights=members_T, minlength=len(medoid_M)).argmax()]
+        common = medoid_M[members_T[medoid_M].argmax()]
         named_N = (foretold_ND @ direction_TD[medoid_M].T).argmax(axis=1)
         gain_N = agreed_TT[medoid_M[named_N], row_N] - agreed_TT[common, row_N]
         gain_M = np.bincount(named_N, weights=gain_N, minlength=len(medoid_M))
@@ -54,27 +50,27 @@ def give_up_losers(medoid_M: Ints, direction_TD: Floats, row_N: Ints, foretold_N
         medoid_M = np.delete(medoid_M, gain_M.argmin())
 
 
-def _greedy(distance_TT: Floats, members_T: Ints, most: int) -> Ints:
-    """Add the text that brings the pairs nearest to a medoid, one after another."""
+def _greedy(distance_TT: Floats, members_T: Ints, fit_T: NDArray[np.bool_], most: int) -> Ints:
+    """Add the fit text that brings the pairs nearest to a medoid, one after another."""
     nearest_T = np.full(len(members_T), np.inf)
     chosen: list[int] = []
-    while len(chosen) < min(most, len(members_T)):
-        cost_T = members_T @ np.minimum(nearest_T[:, None], distance_TT)
+    while len(chosen) < min(most, int(fit_T.sum())):
+        cost_T = np.where(fit_T, members_T @ np.minimum(nearest_T[:, None], distance_TT), np.inf)
         cost_T[chosen] = np.inf
         chosen.append(int(cost_T.argmin()))
         nearest_T = np.minimum(nearest_T, distance_TT[:, chosen[-1]])
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def _settled(distance_TT: Floats, members_T: Ints, medoid_M: Ints) -> Ints:
-    """Move each medoid to the text that is nearest to all pairs assigned to it, until none moves."""
+def _settled(distance_TT: Floats, members_T: Ints, medoid_M: Ints, fit_T: NDArray[np.bool_]) -> Ints:
+    """Move each medoid to the fit text that is nearest to all pairs assigned to it, until none moves."""
     for _ in range(_MOST_ROUNDS):
         place_T = distance_TT[:, medoid_M].argmin(axis=1)
         moved = []
         for place, medoid in enumerate(medoid_M.tolist()):
             own_T = np.flatnonzero(place_T == place)
-            cost_T = members_T[own_T] @ distance_TT[np.ix_(own_T, own_T)]
-            moved.append(int(own_T[cost_T.argmin()]) if len(own_T) else medoid)
+            cost_T = np.where(fit_T[own_T], members_T[own_T] @ distance_TT[np.ix_(own_T, own_T)], np.inf)
+            moved.append(int(own_T[cost_T.argmin()]) if fit_T[own_T].any() else medoid)
         settled_M = np.unique(np.array(moved, dtype=np.int64))
         if np.array_equal(settled_M, medoid_M):
             break

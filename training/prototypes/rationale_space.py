@@ -1,18 +1,17 @@
-"""The space that rendered rationales and latents meet in: sentence embeddings, centred a perspective, reduced by a PCA.
+"""The space that rendered rationales and latents meet in: sentence embeddings, centred and reduced by a PCA.
 
 Suffixes: N pairs, T distinct texts of a perspective, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relevance.errors import InputError
-from relevance.pairs import LabelledPair
 from training.prototypes.templates import Verdicts, render, verdicts_of
 from training.rationale_rows import Rationale
 from training.recipe import EmbedRecipe
@@ -58,27 +57,20 @@ def verdicts_by_pair(rationales: Iterable[Rationale], perspectives: Sequence[str
     }
 
 
-def rendered(
-    pairs: Sequence[LabelledPair], verdicts: Mapping[str, Sequence[Verdicts]], perspectives: Sequence[str]
-) -> list[Rendered]:
-    """Render each pair's rationales; of verdicts that read the same the first stands for all.
+def rendered(perspective: str, verdicts_N: Sequence[Verdicts]) -> Rendered:
+    """Render the rationales of N pairs from one perspective; of verdicts that read the same the first stands for all.
 
-    Args: verdicts: as `verdicts_by_pair` gave them, of all the pairs.
-    Raises: InputError: if there are no phrases for a perspective.
+    Raises: InputError: if there are no phrases for the perspective.
     """
-    parts = []
-    for place, perspective in enumerate(perspectives):
-        first: dict[str, Verdicts] = {}
-        of_pair = []
-        for pair in pairs:
-            own = verdicts[pair.pair.pair_id][place]
-            text = render(perspective, own)
-            first.setdefault(text, own)
-            of_pair.append(text)
-        number = {text: i for i, text in enumerate(first)}
-        row_N = np.array([number[text] for text in of_pair], dtype=np.int64)
-        parts.append(Rendered(perspective, tuple(first), tuple(first.values()), row_N))
-    return parts
+    first: dict[str, Verdicts] = {}
+    of_pair = []
+    for own in verdicts_N:
+        text = render(perspective, own)
+        first.setdefault(text, own)
+        of_pair.append(text)
+    number = {text: i for i, text in enumerate(first)}
+    row_N = np.array([number[text] for text in of_pair], dtype=np.int64)
+    return Rendered(perspective, tuple(first), tuple(first.values()), row_N)
 
 
 def encoder_name(recipe: EmbedRecipe) -> str:
@@ -89,33 +81,29 @@ def encoder_name(recipe: EmbedRecipe) -> str:
     return recipe.model if recipe.model.startswith(LSA_PREFIX) else SentenceEncoder(recipe).model
 
 
-def place_texts(run: Run, parts: Sequence[Rendered], width: int) -> list[Floats]:
-    """Embed the texts and give their places, centred over the pairs of their perspective; (T, D) for each.
+def place_texts(run: Run, part: Rendered, width: int) -> Floats:
+    """Embed the texts and give their places, centred over the pairs; (T, D).
 
     Args: width: D at most; less where the texts do not span it.
-    Raises: InputError: if a perspective has one text alone, which then says nothing; RecipeError: if the recipe's
-        rationale encoder cannot be had.
+    Raises: InputError: if there is one text alone, which then says nothing; RecipeError: if the recipe's rationale
+        encoder cannot be had.
     """
-    lonely = [part.perspective for part in parts if len(part.texts) < 2]
-    if lonely:
-        raise InputError(f"prototypes: expected at least 2 different rationales a perspective, {lonely} have one")
-    texts = list(dict.fromkeys(text for part in parts for text in part.texts))
+    if len(part.texts) < 2:
+        raise InputError(
+            f"prototypes: expected at least 2 different rationales of {part.perspective!r} that the latents can tell, "
+            f"found {list(part.texts)}; see rationales.perspectives"
+        )
     recipe = run.recipe.embed
     lsa = recipe.model.startswith(LSA_PREFIX)
-    encoder: TextEncoder = LsaEncoder(recipe.model, texts) if lsa else SentenceEncoder(recipe)
+    encoder: TextEncoder = LsaEncoder(recipe.model, part.texts) if lsa else SentenceEncoder(recipe)
     cache = EmbeddingCache(run.path / recipe.cache)
-    found_TD, _ = embed_texts(texts, encoder, cache, group_size=recipe.batch_size)
-    row_of = {text: row for row, text in enumerate(texts)}
-    centred, covariance_DD = [], np.zeros((found_TD.shape[1],) * 2)
-    for part in parts:
-        own_TD = found_TD[[row_of[text] for text in part.texts]].astype(np.float64)
-        share_T = part.members_T / part.members_T.sum()
-        own_TD -= share_T @ own_TD
-        covariance_DD += (own_TD * share_T[:, None]).T @ own_TD
-        centred.append(own_TD)
-    variance_D, axis_DD = np.linalg.eigh(covariance_DD)
+    found_TD, _ = embed_texts(part.texts, encoder, cache, group_size=recipe.batch_size)
+    share_T = part.members_T / part.members_T.sum()
+    centred_TD = found_TD.astype(np.float64)
+    centred_TD -= share_T @ centred_TD
+    variance_D, axis_DD = np.linalg.eigh((centred_TD * share_T[:, None]).T @ centred_TD)
     kept = np.flatnonzero(variance_D > _LEAST_VARIANCE * variance_D[-1])[::-1][:width]
-    return [own_TD @ axis_DD[:, kept] for own_TD in centred]
+    return np.asarray(centred_TD @ axis_DD[:, kept])
 
 
 def unit_rows(places_TD: Floats) -> Floats:

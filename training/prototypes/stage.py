@@ -2,9 +2,10 @@
 
 Rationales of training pairs are rendered from templates, clustered into medoids a perspective, and a ridge map is
 fitted from the student's latents to their places; the student itself stays as it is. A prototype that held-out maps
-name for pairs it fits worse than the perspective's most common one is given up. The floors come from dev: under
-them naming the nearest prototype was no better than always naming the perspective's most common one. Pairs of
-Exact-only sources are left out, because they say nothing about class shares.
+name for pairs it fits worse than the perspective's most common one is given up, and clauses that they name wrongly are
+said of no pair (`training.prototypes.telling`). The floors come from dev: under them naming the nearest prototype was
+no better than always naming the perspective's most common one. Pairs of Exact-only sources are left out, because they
+say nothing about class shares.
 Suffixes: N pairs, M prototypes, P perspectives, R latent width, D width of the rationale space, K classes.
 """
 
@@ -25,15 +26,9 @@ from relevance.errors import InputError, RunError
 from relevance.pairs import LabelledPair, read_labelled_pairs
 from relevance.prototypes import Prototypes
 from training.prototypes.latent_map import LatentMap, fit_latent_map
-from training.prototypes.medoids import choose_medoids, give_up_losers
-from training.prototypes.rationale_space import (
-    Rendered,
-    encoder_name,
-    place_texts,
-    rendered,
-    unit_rows,
-    verdicts_by_pair,
-)
+from training.prototypes.provenance import STUDENT_FILES
+from training.prototypes.rationale_space import encoder_name, unit_rows, verdicts_by_pair
+from training.prototypes.telling import Told, tell, without
 from training.prototypes.templates import PHRASES, Verdicts, agreement
 from training.rationale_rows import read_rationales
 from training.runs import Run, hash_file, log, stage_arguments
@@ -70,7 +65,7 @@ def main(argv: list[str]) -> int:
     run = stage_arguments(argv, "prototypes", __doc__)
     student, data, source = (run.require(stage) for stage in ("student", "data", "rationales"))
     files = {
-        **{f"student/{name}": student / name for name in ("model.safetensors", "config.json", "tokenizer.json")},
+        **{f"student/{name}": student / name for name in STUDENT_FILES},
         **{f"pairs.{split}": data / f"pairs.{split}.parquet" for split in (_FITTED, _HELD_OUT)},
         **{f"rationales.{split}": source / f"rationales.{split}.jsonl" for split in (_FITTED, _HELD_OUT)},
         PHRASES.name: PHRASES,
@@ -98,21 +93,26 @@ def make_prototypes(run: Run, folder: Path) -> Prototypes:
     """
     section, perspectives = run.recipe.prototypes, run.recipe.rationales.perspectives
     train, dev = (explained_pairs(run, split) for split in (_FITTED, _HELD_OUT))
-    parts = rendered(train.pairs, train.verdicts, perspectives)
-    places = place_texts(run, parts, section.width)
     fold_N = np.array([int(query_unit(p.pair.query.text, "prototypes:") * section.folds) for p in train.pairs])
-    targets = [place_TD[part.row_N] for part, place_TD in zip(parts, places, strict=True)]
-    maps = [fit_latent_map(train.latent_NR, place_ND, fold_N) for place_ND in targets]
+    verdicts_PN = list(zip(*(train.verdicts[p.pair.pair_id] for p in train.pairs), strict=True))
+    told = [
+        tell(run, name, own_N, train.latent_NR, fold_N) for name, own_N in zip(perspectives, verdicts_PN, strict=True)
+    ]
+    targets = [own.place_TD[own.part.row_N] for own in told]
     shuffle_N = np.random.default_rng([run.recipe.seed, 7]).permutation(len(train.pairs))
     shuffled = [
-        fit_latent_map(train.latent_NR, place_ND[shuffle_N], fold_N, [own.strength])
-        for place_ND, own in zip(targets, maps, strict=True)
+        fit_latent_map(train.latent_NR, place_ND[shuffle_N], fold_N, [own.fitted.strength])
+        for place_ND, own in zip(targets, told, strict=True)
     ]
     answers = [fit_latent_map(train.logits_NK, place_ND, fold_N) for place_ND in targets]
     label_N = np.array([run.recipe.label_scheme.index(p.label) for p in train.pairs], dtype=np.int64)
-    prototypes, verdicts = _clustered(run, parts, places, [own.foretold_ND for own in maps], label_N)
-    prototypes = _with_maps(prototypes, maps)
-    floor_P = floors(prototypes, verdicts, dev.latent_NR, [dev.verdicts[p.pair.pair_id] for p in dev.pairs])
+    prototypes, verdicts = _gathered(told, label_N, run.recipe.label_scheme.n_classes)
+    prototypes = _with_maps(prototypes, [own.fitted for own in told])
+    true_NP = [
+        [without(own, kept.left_out) for own, kept in zip(dev.verdicts[p.pair.pair_id], told, strict=True)]
+        for p in dev.pairs
+    ]
+    floor_P = floors(prototypes, verdicts, dev.latent_NR, true_NP)
     prototypes = replace(prototypes, floor_P=floor_P)
     (folder / PROTOTYPES).write_bytes(prototypes.to_bytes())
     (folder / SHUFFLED).write_bytes(_with_maps(prototypes, shuffled).to_bytes())
@@ -121,10 +121,12 @@ def make_prototypes(run: Run, folder: Path) -> Prototypes:
         "n_pairs": {_FITTED: len(train.pairs), _HELD_OUT: len(dev.pairs)},
         "perspectives": {
             name: {
-                "texts": len(parts[p].texts),
-                "prototypes": int((prototypes.perspective_M == p).sum()),
-                "strength": maps[p].strength,
-                "held_out_r2": maps[p].held_out_r2,
+                "texts": len(told[p].part.texts),
+                "prototypes": len(told[p].medoid_M),
+                "left_out": {"=".join(clause): precision for clause, precision in told[p].left_out.items()},
+                "strength": told[p].fitted.strength,
+                "held_out_r2_of_all": told[p].r2_of_all,
+                "held_out_r2": told[p].fitted.held_out_r2,
                 "held_out_r2_shuffled": shuffled[p].held_out_r2,
                 "held_out_r2_of_logits": answers[p].held_out_r2,
                 "floor": float(floor_P[p]),
@@ -203,55 +205,49 @@ def floors(
     return floor_P
 
 
-def _clustered(
-    run: Run,
-    parts: Sequence[Rendered],
-    places: Sequence[NDArray[np.float64]],
-    foretold: Sequence[NDArray[np.float64]],
-    label_N: NDArray[np.int64],
-) -> tuple[Prototypes, list[Verdicts]]:
-    """Give the prototypes, still without maps, and what each of them concludes."""
-    section, n_classes = run.recipe.prototypes, run.recipe.label_scheme.n_classes
+def _gathered(told: Sequence[Told], label_N: NDArray[np.int64], n_classes: int) -> tuple[Prototypes, list[Verdicts]]:
+    """Give the prototypes, still without maps, and what each of them concludes; members are the pairs of its text."""
     texts: list[str] = []
     verdicts: list[Verdicts] = []
     perspectives, directions, counts = [], [], []
-    for p, (part, place_TD) in enumerate(zip(parts, places, strict=True)):
-        direction_TD = unit_rows(place_TD)
-        agreed_TT = np.array([[agreement(one, other) for other in part.verdicts] for one in part.verdicts])
-        medoid_M = choose_medoids(direction_TD, part.members_T, most=section.most, least_members=section.least_members)
-        medoid_M = give_up_losers(medoid_M, direction_TD, part.row_N, foretold[p], agreed_TT)
-        place_T = (direction_TD @ direction_TD[medoid_M].T).argmax(axis=1)
-        own_MK = np.zeros((len(medoid_M), n_classes))
-        np.add.at(own_MK, (place_T[part.row_N], label_N), 1)
-        order_M = np.argsort(-own_MK.sum(axis=1), kind="stable")
-        texts += [part.texts[t] for t in medoid_M[order_M]]
-        verdicts += [part.verdicts[t] for t in medoid_M[order_M]]
+    width = max(own.place_TD.shape[1] for own in told)
+    for p, own in enumerate(told):
+        count_TK = np.zeros((len(own.part.texts), n_classes))
+        np.add.at(count_TK, (own.part.row_N, label_N), 1)
+        medoid_M = own.medoid_M[np.argsort(-own.part.members_T[own.medoid_M], kind="stable")]
+        texts += [own.part.texts[t] for t in medoid_M]
+        verdicts += [own.part.verdicts[t] for t in medoid_M]
         perspectives += [p] * len(medoid_M)
-        directions.append(direction_TD[medoid_M[order_M]])
-        counts.append(own_MK[order_M])
-    count_MK, direction_MD = np.concatenate(counts), np.concatenate(directions)
+        directions.append(_widened(unit_rows(own.place_TD)[medoid_M], width))
+        counts.append(count_TK[medoid_M])
+    count_MK = np.concatenate(counts)
     size_M = count_MK.sum(axis=1)
-    width = direction_MD.shape[1]
     prototypes = Prototypes(
-        perspectives=tuple(part.perspective for part in parts),
+        perspectives=tuple(own.part.perspective for own in told),
         texts=tuple(texts),
         perspective_M=np.array(perspectives, dtype=np.int64),
         share_MK=(count_MK / size_M[:, None]).astype(np.float32),
         size_M=size_M.astype(np.int64),
-        direction_MD=direction_MD.astype(np.float32),
-        map_PRD=np.zeros((len(parts), 1, width), np.float32),
-        offset_PD=np.zeros((len(parts), width), np.float32),
-        floor_P=np.full(len(parts), -1.0, np.float32),
+        direction_MD=np.concatenate(directions).astype(np.float32),
+        map_PRD=np.zeros((len(told), 1, width), np.float32),
+        offset_PD=np.zeros((len(told), width), np.float32),
+        floor_P=np.full(len(told), -1.0, np.float32),
     )
     return prototypes, verdicts
 
 
 def _with_maps(prototypes: Prototypes, maps: Sequence[LatentMap]) -> Prototypes:
+    width = prototypes.direction_MD.shape[1]
     return replace(
         prototypes,
-        map_PRD=np.stack([own.map_RD for own in maps]).astype(np.float32),
-        offset_PD=np.stack([own.offset_D for own in maps]).astype(np.float32),
+        map_PRD=np.stack([_widened(own.map_RD, width) for own in maps]).astype(np.float32),
+        offset_PD=np.stack([_widened(own.offset_D, width) for own in maps]).astype(np.float32),
     )
+
+
+def _widened(array: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Add zeros to the last axis: the space of a perspective with few texts is narrower than others'."""
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])])
 
 
 def _rows(prototypes: Prototypes, verdicts: Sequence[Verdicts], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,10 +6,13 @@ Many pairs share one such text, so a few of them can stand for all. Clauses: phr
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from relevance.errors import InputError
 from training.rationale_rows import Evidence
@@ -22,8 +25,10 @@ _WORST_FIRST = ("mismatch", "missing", "match")
 _COVERAGE = ((1.0, "all"), (0.65, "most"), (0.4, "half"))
 """Least share of the query's words that an item has for each outcome; a smaller share is `few`, or `none`."""
 
-Verdicts = tuple[tuple[str, str], ...]
-"""What a rationale concludes: (dimension, outcome) in the order of its evidence."""
+Clause = tuple[str, str]
+"""A dimension and its outcome."""
+Verdicts = tuple[Clause, ...]
+"""What a rationale concludes, in the order of its evidence."""
 
 
 def verdicts_of(evidence: Iterable[Evidence]) -> Verdicts:
@@ -58,6 +63,11 @@ def agreement(first: Verdicts, second: Verdicts) -> float:
     one, other = dict(first), dict(second)
     dims = one.keys() | other.keys()
     return sum(one.get(dim) == other.get(dim) for dim in dims) / len(dims) if dims else 1.0
+
+
+def said(verdicts: Sequence[Verdicts], clauses: Sequence[Clause]) -> NDArray[np.bool_]:
+    """Give which of the clauses each rationale holds, of shape (rationales, clauses)."""
+    return np.array([[clause in own for clause in clauses] for own in verdicts], dtype=bool).reshape(-1, len(clauses))
 
 
 @cache

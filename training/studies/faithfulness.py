@@ -1,9 +1,10 @@
 """Study `faithfulness`: whether explanations say what the student answered and what the annotator found.
 
-The prototype nearest to a pair's latent is held against three that know less: one drawn as often as it is common, one
-found by a map that was fitted to other pairs' rationales, and the one most common under the student's label. Token
-weights are held against random words (`training.studies.deletion`). Nothing is fitted here.
-Suffixes: N pairs, M prototypes, P perspectives.
+The prototype nearest to a pair's latent is held against others that know less: always the most common one, always the
+one that suits the judged pairs best, one drawn as often as it is common, one found by a map that was fitted to other
+pairs' rationales, and the one most common under the student's label. Token weights are held against random words
+(`training.studies.deletion`). Nothing is fitted here.
+Suffixes: N pairs, M prototypes, P perspectives, C clauses.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from relevance.prototypes import Prototypes
 from training.evaluate import score_rows
 from training.measures import Bootstrap, Scored
 from training.predictions import predictions_of
+from training.prototypes.provenance import prototypes_folder
 from training.prototypes.stage import Explained, explained_pairs, read_prototypes
-from training.prototypes.templates import Verdicts, agreement
+from training.prototypes.templates import Verdicts, agreement, said
 from training.runs import Run, hash_file, log
 from training.student.model import load_student
 from training.studies.deletion import deletion_test
@@ -45,6 +47,8 @@ from training.teacher.judge_measures import mean_intervals
 NAME = "faithfulness"
 NEAREST = "nearest"
 CONTROLS = {
+    "common": "always the perspective's most common prototype that holds a clause",
+    "constant": "always the prototype that does best by the measure itself, on these very pairs",
     "random": "a prototype drawn by how common it is",
     "shuffled": "nearest under a map fitted to other pairs' rationales",
     "label": "most common prototype of the student's label",
@@ -52,8 +56,9 @@ CONTROLS = {
 MEASURES = {
     "label_share": "share of its members with the student's label",
     "top_label": "its most common label is the student's",
-    "verdicts": "share of verdicts that are the annotator's",
-    "all_verdicts": "every verdict is the annotator's",
+    "precision": "share of its own clauses that are the annotator's, where the nearest holds any",
+    "verdicts": "share of the dimensions that it or the annotator speaks of, with the same verdict",
+    "all_verdicts": "the same verdict in all of them",
 }
 Floats = NDArray[np.float64]
 
@@ -61,7 +66,8 @@ Floats = NDArray[np.float64]
 def main(argv: list[str]) -> int:
     """Run the study.
 
-    Raises: RunError: if the student or its prototypes are missing; InputError: if the judged split has no rationales.
+    Raises: RunError: if the student or its prototypes are missing, or they are another one's; InputError: if the judged
+        split has no rationales.
     """
     parser = study_parser(NAME, __doc__)
     parser.add_argument("--pairs", type=int, default=500, help="at most so many pairs in the deletion test")
@@ -71,7 +77,7 @@ def main(argv: list[str]) -> int:
     run = study_run(arguments)
     split = run.recipe.evaluate.split
     read = {
-        PROTOTYPES: run.require("prototypes") / PROTOTYPES,
+        PROTOTYPES: prototypes_folder(run) / PROTOTYPES,
         "rationales": run.require("rationales") / f"rationales.{split}.jsonl",
     }
     missing = [str(path) for path in read.values() if not path.is_file()]
@@ -93,7 +99,7 @@ def study_faithfulness(run: Run, folder: Path, *, limit: int) -> dict[str, Any]:
     """
     recipe, split, bootstrap = run.recipe, run.recipe.evaluate.split, bootstrap_of(run)
     calibrator, policy = served(run, folder)
-    prototypes, shuffled, verdicts = read_prototypes(run.require("prototypes"), recipe.label_scheme.n_classes)
+    prototypes, shuffled, verdicts = read_prototypes(prototypes_folder(run), recipe.label_scheme.n_classes)
     explained = explained_pairs(run, split)
 
     def score(pairs: Sequence[LabelledPair], logits_NK: Floats) -> Scored:
@@ -121,36 +127,56 @@ def study_faithfulness(run: Run, folder: Path, *, limit: int) -> dict[str, Any]:
 
 
 def choices(
-    p: int, prototypes: Prototypes, shuffled: Prototypes, latent_NR: NDArray[np.float32], predicted_N: NDArray[np.int64]
+    p: int,
+    both: tuple[Prototypes, Prototypes],
+    verdicts: Sequence[Verdicts],
+    latent_NR: NDArray[np.float32],
+    predicted_N: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Give, for the nearest prototype of a perspective and each control, the chance with which it is named, (N, M)."""
+    """Give, for the nearest prototype of a perspective and each control, the chance with which it is named, (N, M).
+
+    The control `constant` is another one for each measure: `best_constant`.
+
+    Args: both: the prototypes, and those of the shuffled control; verdicts: of each prototype.
+    """
+    prototypes, shuffled = both
     own_M = prototypes.perspective_M == p
     each_MM = np.eye(len(own_M))
-    count_MK = prototypes.share_MK * prototypes.size_M[:, None] * own_M[:, None]
-    common_M = np.where(own_M, prototypes.size_M, 0) / prototypes.size_M[own_M].sum()
+    size_M = np.where(own_M, prototypes.size_M, 0)
+    spoken_M = np.where([bool(own) for own in verdicts], size_M, 0)
+    count_MK = prototypes.share_MK * size_M[:, None]
     return {
         NEAREST: each_MM[prototypes.nearest(latent_NR)[0][:, p]],
-        "random": np.tile(common_M, (len(latent_NR), 1)),
+        "common": np.tile(each_MM[spoken_M.argmax()], (len(latent_NR), 1)),
+        "random": np.tile(size_M / size_M.sum(), (len(latent_NR), 1)),
         "shuffled": each_MM[shuffled.nearest(latent_NR)[0][:, p]],
         "label": each_MM[count_MK.argmax(axis=0)[predicted_N]],
     }
 
 
+def best_constant(value_NM: Floats, own_M: NDArray[np.bool_]) -> Floats:
+    """Give the chances, (N, M), of naming for every pair the prototype of a perspective of the highest mean value."""
+    mean_M = np.where(own_M, np.nan_to_num(value_NM, nan=-1.0).mean(axis=0), -np.inf)
+    return np.tile(np.eye(len(own_M))[mean_M.argmax()], (len(value_NM), 1))
+
+
 def measures(
     prototypes: Prototypes, verdicts: Sequence[Verdicts], true_N: Sequence[Verdicts], predicted_N: NDArray[np.int64]
 ) -> dict[str, Floats]:
-    """Give each of `MEASURES` for every pair and prototype, (N, M).
+    """Give each of `MEASURES` for every pair and prototype, (N, M); nan for the precision of one without a clause.
 
     Args: true_N: the annotator's verdicts of one perspective; predicted_N: the student's labels.
     """
     kinds = {own: row for row, own in enumerate(dict.fromkeys(true_N))}
+    row_N = [kinds[own] for own in true_N]
     agreed_TM = np.array([[agreement(own, other) for other in verdicts] for own in kinds])
-    agreed_NM = agreed_TM[[kinds[own] for own in true_N]]
+    right_TM = np.array([[_precision(other, own) for other in verdicts] for own in kinds])
     return {
         "label_share": prototypes.share_MK.astype(np.float64).T[predicted_N],
         "top_label": (prototypes.share_MK.argmax(axis=1)[None] == predicted_N[:, None]).astype(np.float64),
-        "verdicts": agreed_NM,
-        "all_verdicts": (agreed_NM == 1).astype(np.float64),
+        "precision": right_TM[row_N],
+        "verdicts": agreed_TM[row_N],
+        "all_verdicts": (agreed_TM[row_N] == 1).astype(np.float64),
     }
 
 
@@ -161,8 +187,14 @@ def render(result: Mapping[str, Any]) -> str:
         f"{result['confidence']:.0%} intervals by query.\n\n"
     )
     for name, rows in result["perspectives"].items():
-        close = shown(rows["close"])
-        text += f"Perspective `{name}`: {rows['prototypes']} prototypes, close for {close} of the pairs.\n\n"
+        close, spoken = shown(rows["close"]), shown(rows["spoken"])
+        text += f"Perspective `{name}`: {rows['prototypes']} prototypes, close for {close} of the pairs, "
+        text += f"with a clause for {spoken}.\n\n"
+        table = [
+            [clause, f"{row['n_pairs']:,}", shown(row["precision"]), shown(row["base_rate"])]
+            for clause, row in rows["clauses"].items()
+        ]
+        text += markdown_table(("clause", "pairs it is said of", "right", "true of all pairs"), table) + "\n"
         for group, title in (("all", "all pairs"), ("close_only", "pairs with a close rationale")):
             header = (title, "nearest", *(f"{c} (nearest minus it)" for c in CONTROLS))
             table = [
@@ -192,25 +224,61 @@ def _perspective_figures(
     scored: Scored,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    prototypes, shuffled = both
-    named = choices(p, prototypes, shuffled, explained.latent_NR, scored.predicted)
+    prototypes = both[0]
+    named = choices(p, both, verdicts, explained.latent_NR, scored.predicted)
     true_N = [explained.verdicts[pair.pair.pair_id][p] for pair in explained.pairs]
     close_N = prototypes.nearest(explained.latent_NR)[1][:, p] >= prototypes.floor_P[p]
+    nearest_N = named[NEAREST].argmax(axis=1)
+    spoken_N = close_N & np.array([bool(verdicts[m]) for m in nearest_N.tolist()])
+    shares = {"close": close_N.astype(np.float64), "spoken": spoken_N.astype(np.float64)}
     result: dict[str, Any] = {
         "prototypes": int((prototypes.perspective_M == p).sum()),
         "floor": float(prototypes.floor_P[p]),
-        "close": mean_intervals(scored.query_id, {"": close_N.astype(np.float64)}, bootstrap)[""],
+        **mean_intervals(scored.query_id, shares, bootstrap),
+        "clauses": _clause_figures([verdicts[m] for m in nearest_N.tolist()], true_N, close_N, scored, bootstrap),
         "all": {},
         "close_only": {},
     }
     for measure, value_NM in measures(prototypes, verdicts, true_N, scored.predicted).items():
-        values = {name: (chance_NM * value_NM).sum(axis=1) for name, chance_NM in named.items()}
+        chances = named | {"constant": best_constant(value_NM, prototypes.perspective_M == p)}
+        values = {name: _expected(chance_NM, value_NM) for name, chance_NM in chances.items()}
+        values = {name: np.where(np.isnan(values[NEAREST]), np.nan, value_N) for name, value_N in values.items()}
         values |= {f"over_{control}": values[NEAREST] - values[control] for control in CONTROLS}
         close = {name: np.where(close_N, value_N, np.nan) for name, value_N in values.items()}
         result["all"][measure] = mean_intervals(scored.query_id, values, bootstrap)
         result["close_only"][measure] = mean_intervals(scored.query_id, close, bootstrap)
     plain: dict[str, Any] = _plain(result)
     return plain
+
+
+def _clause_figures(
+    named_N: Sequence[Verdicts],
+    true_N: Sequence[Verdicts],
+    close_N: NDArray[np.bool_],
+    scored: Scored,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """Give, for each clause of close prototypes, of how many pairs it is said, how often rightly, and its base rate."""
+    clauses = sorted({clause for own, close in zip(named_N, close_N.tolist(), strict=True) if close for clause in own})
+    said_NC = said(named_N, clauses) & close_N[:, None]
+    true_NC = said(true_N, clauses).astype(np.float64)
+    figures: dict[str, Any] = {}
+    for c, clause in enumerate(clauses):
+        values = {"precision": np.where(said_NC[:, c], true_NC[:, c], np.nan), "base_rate": true_NC[:, c]}
+        found = mean_intervals(scored.query_id, values, bootstrap)
+        figures["=".join(clause)] = {"n_pairs": int(said_NC[:, c].sum()), **found}
+    return figures
+
+
+def _precision(own: Verdicts, true: Verdicts) -> float:
+    return sum(clause in true for clause in own) / len(own) if own else np.nan
+
+
+def _expected(chance_NM: Floats, value_NM: Floats) -> Floats:
+    """Give the mean of the values that are known; nan where none with a chance is."""
+    known_NM = np.where(np.isnan(value_NM), 0.0, chance_NM)
+    total_N = known_NM.sum(axis=1)
+    return np.where(total_N > 0, (known_NM * np.nan_to_num(value_NM)).sum(axis=1) / np.maximum(total_N, 1e-12), np.nan)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any figures
