@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.load import Call, Client, ClientCost, connected, score_call
+from benchmarks.load import ClientCost, connected, score_call, whole_latency
 from benchmarks.measure import figure, options, p99, requests_of, write_report
 from benchmarks.servers import Server
 from relevance.bundle import PROTOTYPES, open_bundle, write_bundle
@@ -45,14 +45,14 @@ async def measure(arguments: Namespace, server: Server) -> dict[str, object]:
         for _ in range(2):
             for row in range(arguments.requests):
                 for of_kind in calls.values():
-                    await _latency(client, of_kind[row])
+                    await whole_latency(client, of_kind[row])
         for number in tqdm(range(arguments.rounds), file=sys.stderr, desc="rounds"):
             row, turn = number % arguments.requests, number // arguments.requests % len(calls)
             names = list(calls)
             for name in names[turn:] + names[:turn]:
                 await asyncio.sleep(QUIET_S)
                 with cost.measured():
-                    taken[name].append(await _latency(client, calls[name][row]))
+                    taken[name].append(await whole_latency(client, calls[name][row]))
     ms = {name: 1000 * np.array(values) for name, values in taken.items()}
     per_100 = 100 / arguments.items
     added = (ms[EXPLAINED] - ms[PLAIN]) * per_100
@@ -66,13 +66,6 @@ async def measure(arguments: Namespace, server: Server) -> dict[str, object]:
         "items": arguments.items,
         "requests": arguments.requests,
     }
-
-
-async def _latency(client: Client, call: Call) -> float:
-    reply = await client.call(call)
-    if reply.status != 200 or reply.scored != call.n_items:
-        raise SystemExit(f"expected {call.n_items} scored pairs, found status {reply.status} and {reply.scored}")
-    return reply.latency_s
 
 
 def random_prototypes(latent_width: int, rng: np.random.Generator) -> Prototypes:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.bare import BareProcess, Layout, Work
-from benchmarks.load import Call, Client, ClientCost, connected, score_call
+from benchmarks.load import ClientCost, connected, score_call, whole_latency
 from benchmarks.measure import figure, options, p99, requests_of, write_report
 from benchmarks.servers import Server, running
 
@@ -44,7 +44,7 @@ async def measure(arguments: Namespace, servers: dict[str, Server]) -> dict[str,
         for client in (cold, warm, warm):
             before = servers[WARM].metrics()
             for call in calls:
-                await _latency(client, call)
+                await whole_latency(client, call)
         http_batches, mean_tokens = servers[WARM].batches_since(before)
         budget = int(SLACK * mean_tokens)
         with BareProcess(arguments.bundle, described["precision"], [layout]) as bare:
@@ -57,7 +57,7 @@ async def measure(arguments: Namespace, servers: dict[str, Server]) -> dict[str,
                     await asyncio.sleep(QUIET_S)
                     if name in clients:
                         with cost.measured():
-                            taken[name].append(await _latency(clients[name], calls[row]))
+                            taken[name].append(await whole_latency(clients[name], calls[row]))
                     else:
                         taken[name].append(bare.run(layout, budget))
     ms = {name: 1000 * np.array(values) for name, values in taken.items()}
@@ -74,13 +74,6 @@ async def measure(arguments: Namespace, servers: dict[str, Server]) -> dict[str,
         "bare_batches_a_call": n_batches / rounds,
         "token_budget": budget,
     }
-
-
-async def _latency(client: Client, call: Call) -> float:
-    reply = await client.call(call)
-    if reply.status != 200 or reply.scored != call.n_items:
-        raise SystemExit(f"expected {call.n_items} scored pairs, found status {reply.status} and {reply.scored}")
-    return reply.latency_s
 
 
 def main(argv: list[str]) -> int:

@@ -273,3 +273,11 @@ async def connected(port: int) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+async def whole_latency(client: Client, call: Call) -> float:
+    """Give the seconds that a call took whose pairs were all scored; ends the program at any other."""
+    reply = await client.call(call)
+    if reply.status != 200 or reply.scored != call.n_items:
+        raise SystemExit(f"expected {call.n_items} scored pairs, found status {reply.status} and {reply.scored}")
+    return reply.latency_s

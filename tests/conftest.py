@@ -322,3 +322,18 @@ def explained_bundle(latent_bundle: Path, tiny_pairs: list[LabelledPair], tmp_pa
 def rng() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; skips where it is missing, which CI must not."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        assert "RELEVANCE_CI" not in os.environ, "expected Chromium in CI, found none"
+        pytest.skip("Chromium is not installed (Debian: chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program)
+        yield started
+        started.close()

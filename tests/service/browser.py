@@ -1,17 +1,10 @@
-"""A real headless Chromium for the tests of the playground, and what they ask of each of its pages."""
+"""A page of the real headless Chromium, and what the tests of the playground ask of each."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE_MS = 20_000
 POLL_MS = 15
 EXPECTED = "Failed to load resource: "
@@ -30,20 +23,6 @@ cap_tier = 1
 def address(server: Any) -> str:
     """Give the playground's address on a server."""
     return f"http://127.0.0.1:{server.port}/"
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """Start the browser; skips where it is missing, which CI must not."""
-    if CHROMIUM is None:
-        assert "RELEVANCE_CI" not in os.environ, "expected Chromium in CI, found none"
-        pytest.skip("Chromium is not installed (Debian: chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 class Tab:

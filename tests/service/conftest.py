@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import httpx
 import pytest
-from browser import Tab, chromium
+from browser import Tab
 from redis_servers import TIMEOUT_S, RedisServer
 
 from relevance.labels import ESCI
@@ -268,13 +268,6 @@ def launch_failing() -> Callable[..., str]:
         return lines[-1]
 
     return run
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for the tests of a module."""
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -1,26 +1,7 @@
 """The page of `relevance inspect` in a real headless Chromium: it sorts, hides, asks for nothing and can be read."""
 
-import os
-import shutil
-
 import pytest
 from inspected import COMPLEMENT, IRRELEVANT, inspected, pair
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    if CHROMIUM is None:
-        assert "RELEVANCE_CI" not in os.environ, "expected Chromium in CI, found none"
-        pytest.skip("Chromium is not installed (Debian: chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
