@@ -2,7 +2,7 @@
 
 One client, one keep-alive connection, one server, a call at a time; plain and explained calls take turns, and a second
 plain one tells what the difference of two equal things is. The pair cache is off: an explained call would not read it.
-The default bundle of this program is a two-layer one with MiniLM widths and 64 random prototypes of each perspective.
+The default bundle of this program is a two-layer one with MiniLM widths and the prototypes of the embedded default.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ from benchmarks.load import ClientCost, connected, score_call, whole_latency
 from benchmarks.measure import figure, options, p99, requests_of, write_report
 from benchmarks.servers import Server
 from relevance.bundle import PROTOTYPES, open_bundle, write_bundle
-from relevance.prototypes import Prototypes
+from service.settings import DEFAULT_BUNDLE
 
 BOUND_MS = 1.0
 ITEMS = 100
-PER_PERSPECTIVE, WIDTH = 64, 64
-"""Prototypes of a perspective and the width of their space."""
 QUIET_S = 0.02
 """Between two calls: onnxruntime's threads spin for a while after a run, and must not take the other's cores."""
 PLAIN, AGAIN, EXPLAINED = "plain", "plain_again", "explained"
-_TEXT = "The product type asked for is met; the brand asked for is another one; {} of the words asked for are missing"
 
 
 async def measure(arguments: Namespace, server: Server) -> dict[str, object]:
@@ -68,36 +65,23 @@ async def measure(arguments: Namespace, server: Server) -> dict[str, object]:
     }
 
 
-def random_prototypes(latent_width: int, rng: np.random.Generator) -> Prototypes:
-    """Give as many prototypes as the stage makes at the most; they mean nothing."""
-    n = 3 * PER_PERSPECTIVE
-    direction_MD = rng.normal(size=(n, WIDTH))
-    return Prototypes(
-        perspectives=("user", "struct", "rule"),
-        texts=tuple(_TEXT.format(number) for number in range(n)),
-        perspective_M=np.arange(3).repeat(PER_PERSPECTIVE),
-        share_MK=rng.dirichlet(np.ones(4), n).astype(np.float32),
-        size_M=np.full(n, 20),
-        direction_MD=(direction_MD / np.linalg.norm(direction_MD, axis=1, keepdims=True)).astype(np.float32),
-        map_PRD=rng.normal(size=(3, latent_width, WIDTH)).astype(np.float32),
-        offset_PD=np.zeros((3, WIDTH), np.float32),
-        floor_P=np.zeros(3, np.float32),
-    )
-
-
 def explained_bundle(work: Path) -> Path:
-    """Give a two-layer bundle with latents and random prototypes, made in this folder unless it is there already."""
+    """Give a two-layer bundle with latents and the default's prototypes, made in this folder unless it is there."""
     # Only making a bundle needs torch; loading it takes seconds and memory.
     from benchmarks.two_layer import RandomModel, random_bundle
 
-    path = work / "two_layer_explained" / "bundle"
+    default = open_bundle(DEFAULT_BUNDLE)
+    if default.prototypes is None:
+        raise SystemExit(f"{DEFAULT_BUNDLE}: expected prototypes, found none")
+    path = work / f"two_layer_{default.manifest.bundle_id}" / "bundle"
     if path.is_dir():
         return path
-    model = RandomModel("two-layer-latent", layers=2, width=384, heads=12, latent_outputs=True)
+    width = default.prototypes.latent_width
+    model = RandomModel("two-layer-latent", layers=2, width=width, heads=12, latent_outputs=True)
     made = open_bundle(random_bundle(work, model))
-    content = random_prototypes(model.width, np.random.default_rng(0)).to_bytes()
     files = {name: made.path / name for name in made.manifest.files}
-    write_bundle(path, made.manifest.model_copy(update={"files": {}, "bundle_id": ""}), {**files, PROTOTYPES: content})
+    manifest = made.manifest.model_copy(update={"files": {}, "bundle_id": ""})
+    write_bundle(path, manifest, {**files, PROTOTYPES: default.prototypes.to_bytes()})
     return path
 
 

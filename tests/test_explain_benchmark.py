@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
-from benchmarks.explain import main, random_prototypes
-from relevance.prototypes import MAX_BYTES
+from benchmarks.explain import main
 
 
 def test_the_program_writes_what_explanations_add(explained_bundle, tmp_path, capsys):
@@ -28,8 +26,3 @@ def test_a_bundle_that_explains_nothing_is_refused(tiny_bundle, tmp_path):
     """Its reason is told."""
     with pytest.raises(SystemExit, match="this bundle carries no rationales"):
         main(["--bundle", str(tiny_bundle), "--quick", "--out", str(tmp_path / "report.json")])
-
-
-def test_its_prototypes_fit_into_a_bundle():
-    """192 for a MiniLM's latents are a file that a bundle may hold."""
-    assert 100_000 < len(random_prototypes(384, np.random.default_rng(0)).to_bytes()) <= MAX_BYTES
