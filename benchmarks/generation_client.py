@@ -20,7 +20,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, figure, write_report
+from benchmarks.measure import figure, write_report
 from relevance.labels import ESCI
 from training.teacher.generator import Prompt
 from training.teacher.openai_client import OpenAiGenerator
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--requests", type=int, default=2000, help="a round")
     parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=RESULTS / "generation_client.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/generation_client.json")
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that the program works")
     parser.set_defaults(program="generation_client", data=None)
     arguments = parser.parse_args(argv)

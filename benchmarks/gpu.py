@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.gpu_models import QUICK, Device, Files, Run, Size, batch_of, make_files, open_graph, open_torch
 from benchmarks.load import Call, connected, score_call
-from benchmarks.measure import block_ratio, figure, options, p99, requests_of, write_report
+from benchmarks.measure import block_ratio, figure, options, p99, report_path, requests_of, write_report
 from benchmarks.servers import Server
 from benchmarks.two_layer import RandomModel, random_bundle
 from relevance.bundle import open_bundle
@@ -287,8 +287,9 @@ def main(argv: list[str]) -> int:
 
 def _skip(arguments: Namespace, argv: list[str], figures: dict[str, Any]) -> int:
     sys.stderr.write(f"gpu: {NO_GPU}\n")
-    if arguments.out.exists():
-        sys.stderr.write(f"{arguments.out} stays as it is\n")
+    path = report_path(arguments)
+    if path.exists():
+        sys.stderr.write(f"{path} stays as it is\n")
         return 0
     for rows in (*figures["rows"].values(), *figures["score"].values()):
         rows |= dict.fromkeys(rows, NO_GPU)

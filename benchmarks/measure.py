@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from relevance.pairs import parquet_rows
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path("runs/benchmarks/quick")
+"""Where reports of `--quick` go: they hold no figures, and must not replace any."""
 OUTLIER_SHARE = 0.05
 WORDS = {
     "us": "steel kettle organic cotton wireless charger set of two kitchen lamp running shoe black large",
@@ -156,10 +158,17 @@ def options(description: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, help="Parquet with query, query_locale, product_title, product_locale; default: generated"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.parent.name}/{RESULTS.name}/{name}.json")
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that the program works")
     parser.set_defaults(program=name)
     return parser
+
+
+def report_path(arguments: argparse.Namespace) -> Path:
+    """Give where a report goes: as told, else among the results, that of a quick run apart from them."""
+    if arguments.out is not None:
+        return Path(arguments.out)
+    return (QUICK_RESULTS if arguments.quick else RESULTS) / f"{arguments.program}.json"
 
 
 def write_report(
@@ -179,8 +188,9 @@ def write_report(
         "server": dict(server),
         "figures": dict(figures),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = report_path(arguments)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     json.dump(report["figures"], sys.stdout, indent=2)
     sys.stdout.write("\n")
 

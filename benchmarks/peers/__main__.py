@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.bare import BareProcess, Layout, Work
 from benchmarks.load import ClientCost
-from benchmarks.measure import RESULTS, write_report
+from benchmarks.measure import report_path, write_report
 from benchmarks.peers.agreement import PARITY, Reference
 from benchmarks.peers.arms import OURS, PEERS, WITHOUT_SEGMENTS, Arm, arms_of
 from benchmarks.peers.repeats import QUICK as QUICK_REPEATS
@@ -145,7 +145,7 @@ def main(argv: list[str]) -> int:
         server, figures = compare(arguments, cores)
     write_report(arguments, argv, server=server, figures=figures)
     shown = table(figures)
-    arguments.out.with_suffix(".md").write_text(shown, encoding="utf-8")
+    report_path(arguments).with_suffix(".md").write_text(shown, encoding="utf-8")
     print(shown)
     return 0
 
@@ -167,7 +167,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         help="an interpreter that has the peer's packages, instead of an environment made for it",
     )
     parser.add_argument("--data", type=Path, help="Parquet as for the other programs; default: generated")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/peers.json")
     parser.add_argument("--quick", action="store_true", help="small random weights and one short round: no figures")
     parser.set_defaults(program="peers")
     arguments = parser.parse_args(argv)
