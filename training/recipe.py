@@ -260,7 +260,7 @@ class Recipe(Section):
 
 
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe by name (one of `training/recipes`) or path, with `a.b=value` overrides (values are TOML).
+    """Read a recipe by name (one of `training/recipes`) or path, with `a.b=value` overrides: TOML, or `null`.
 
     Raises: RecipeError: no such recipe, not TOML, an unknown key, a wrong type, or an override that is not `key=value`.
     """
@@ -292,7 +292,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = None if text == "null" else text
     *parents, last = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})

@@ -25,8 +25,10 @@ def test_an_unknown_recipe_lists_the_known_ones():
 
 
 def test_overrides_are_toml_values_or_plain_text():
-    """Numbers, lists and booleans are parsed, everything else is text."""
+    """Numbers, lists and booleans are parsed, `null` is the absence that TOML cannot write, everything else is text."""
     recipe = load_recipe("tiny", ["student.seeds=[1, 2]", "student.bf16=true", "data.path=elsewhere/pairs"])
+    assert load_recipe("marketplace-cpu").grid.tuning is not None
+    assert load_recipe("marketplace-cpu", ["grid.tuning=null"]).grid.tuning is None
 
     assert recipe.student.seeds == (1, 2)
     assert recipe.student.bf16 is True
