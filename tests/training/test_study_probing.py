@@ -14,6 +14,7 @@ from training.rationale_rows import Rationale, rationale_line
 from training.recipe import load_recipe
 from training.runs import Run
 from training.student.predict import predict
+from training.studies import probing
 from training.studies.probes import (
     KeywordRules,
     control_labels,
@@ -234,6 +235,35 @@ def seeds():
         name: compare(states, keywords, query, types, settings=settings, seed=0)
         for name, states in (("good", [good]), ("bad", [bad]), ("both", [good, bad]), ("twice", [good, good]))
     }
+
+
+def test_a_killed_study_probes_no_keyword_twice(tmp_path, monkeypatch, rng):
+    """Killed in its second keyword it begins there again, in two processes now, and comes out as if never killed."""
+    query, _, sturdy, gift = invented(40, 5, rng)
+    settings = ProbingSettings(rules(20, folds=5), draws=50)
+    texts = texts_of({"sturdy": sturdy, "gift": gift})
+    keywords = find_keywords(texts, ["lamp"] * 200, query, NO_EVIDENCE[:200], rules=settings.rules)
+    states = {name: rng.normal(size=(200, 3)) for name in REPRESENTATIONS}
+    types = np.array([f"type{i}" for i in rng.integers(0, 25, 200)])
+    whole = compare([states], keywords, query, types, settings=settings, seed=0)
+
+    measure = probing._measure
+
+    def killed(*arguments, **named):
+        """Measure the first keyword alone."""
+        if arguments[1].word == keywords[1].word:
+            raise KeyboardInterrupt
+        return measure(*arguments, **named)
+
+    keeping = replace(settings, kept=tmp_path)
+    monkeypatch.setattr(probing, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare([states], keywords, query, types, settings=keeping, seed=0)
+    assert len(list(tmp_path.rglob("output.pkl"))) == 1
+    monkeypatch.setattr(probing, "_measure", measure)
+
+    assert compare([states], keywords, query, types, settings=replace(keeping, jobs=2), seed=0) == whole
+    assert len(list(tmp_path.rglob("output.pkl"))) == len(keywords) >= 2
 
 
 def test_intervals_hold_what_other_seeds_would_give(seeds):

@@ -11,26 +11,27 @@ D states' width, or draws; S seeds.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Memory, Parallel, delayed
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from relevance.calibration import softmax
-from relevance.errors import InputError, RunError
-from relevance.pairs import LabelledPair, read_labelled_pairs
+from relevance.errors import RunError
+from relevance.pairs import LabelledPair
 from training.evaluate import TEST_READS
 from training.grid.fits import FITS
 from training.grid.statistics import draw_queries, seed_weights
 from training.multiplicity import holm
-from training.rationale_rows import read_rationales
 from training.runs import DONE, Run, commit, hash_file, log
 from training.student.model import WEIGHTS, load_student
 from training.studies.probes import (
@@ -46,9 +47,9 @@ from training.studies.probes import (
     trainable,
 )
 from training.studies.probing_page import draw_deltas, table
+from training.studies.rationale_pairs import pairs_with_rationales
 from training.studies.states import collect_states, random_projection, with_fresh_extractor
 from training.studies.study_run import study_parser, study_run, write_study
-from training.teacher.label_words import strip_verdict
 from training.words import stems
 
 NAME = "probing"
@@ -83,12 +84,15 @@ class ProbedFit:
 class ProbingSettings:
     """Sizes of the study.
 
-    Args: rules: which words are probed, in how many folds; draws: of the query bootstrap; level: of Holm's test.
+    Args: rules: which words are probed, in how many folds; draws: of the query bootstrap; level: of Holm's test;
+        jobs: processes; kept: folder of this study alone that keeps what was probed, None keeps nothing.
     """
 
     rules: KeywordRules = field(default_factory=KeywordRules)
     draws: int = 2000
     level: float = 0.05
+    jobs: int = 1
+    kept: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,9 @@ class _Measured:
 
 
 def main(argv: list[str]) -> int:
-    """Run the study on a grid; `--fit SYSTEM/seed_S` probes that fit alone.
+    """Run the study on a grid, a process a core; `--fit SYSTEM/seed_S` probes that fit alone.
+
+    A killed study goes on with the keywords that it has not probed.
 
     Raises: as `study_probing` and `grid_fits`.
     """
@@ -119,13 +125,16 @@ def main(argv: list[str]) -> int:
         "rationales": hash_file(run.require("rationales") / f"rationales.{split}.jsonl"),
         "fits": {f"{f.seed}": [hash_file(p / WEIGHTS) for p in (f.ours, f.plain, f.shuffled)] for f in fits},
     }
+    settings = ProbingSettings(jobs=len(os.sched_getaffinity(0)))
     inputs = {"seed": run.recipe.seed, "strip": run.recipe.embed.strip_label_words, "files": files}
-    with run.stage(f"studies/{NAME}", inputs) as folder:
+    inputs["settings"] = {"rules": asdict(settings.rules), "draws": settings.draws}
+    with run.stage(f"studies/{NAME}", inputs, resumable=True) as folder:
         if folder is not None:
             _note_test_read(run, split, files)
-            result = study_probing(run, fits)
+            result = study_probing(run, fits, replace(settings, kept=folder / "probed"))
             write_study(folder, result, table(result))
             (folder / PLOT).write_text(draw_deltas(result), encoding="utf-8")
+            shutil.rmtree(folder / "probed")
     return 0
 
 
@@ -164,7 +173,7 @@ def study_probing(run: Run, fits: Sequence[ProbedFit], settings: ProbingSettings
         or has no extractor.
     """
     settings = settings or ProbingSettings()
-    labelled, texts, evidence_NE = _pairs_with_rationales(run)
+    labelled, texts, evidence_NE = pairs_with_rationales(run)
     template = run.recipe.template
     visible = [f"{template.query_text(p.pair.query.text)} {template.item_text(p.pair.item)}" for p in labelled]
     query_N = np.array([p.pair.query.id for p in labelled], dtype=np.str_)
@@ -203,25 +212,46 @@ def compare(
     """
     queries, place_N = np.unique(query_N, return_inverse=True)
     drawn_DQ = draw_queries(len(queries), settings.draws, seed).astype(np.float64)
-    weight_DS = seed_weights(len(states), settings.draws, seed)
-    measured: list[dict[str, _Measured]] = []
-    for number, keyword in enumerate(tqdm(keywords, unit="keyword", desc="probing")):
-        rng = np.random.default_rng([seed, number])
-        control_M = control_labels(types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
-        measured.append(
-            {
-                name: _measure(
-                    [own[name] for own in states],
-                    keyword,
-                    control_M,
-                    query_M=place_N[keyword.row_M],
-                    drawn_DQ=drawn_DQ,
-                    weight_DS=weight_DS,
-                )
-                for name in REPRESENTATIONS
-            }
-        )
+    probed = Memory(settings.kept, verbose=0).cache(
+        _probed, ignore=["place_N", "states", "keyword", "types_N", "drawn"]
+    )
+    drawn = (drawn_DQ, seed_weights(len(states), settings.draws, seed))
+    tasks = (
+        delayed(probed)(number, seed, place_N=place_N, states=states, keyword=keyword, types_N=types_N, drawn=drawn)
+        for number, keyword in enumerate(keywords)
+    )
+    found = Parallel(n_jobs=settings.jobs, return_as="generator")(tasks)
+    measured = list(tqdm(found, total=len(keywords), unit="keyword", desc="probing"))
     return _summary(keywords, measured, settings.level)
+
+
+def _probed(
+    number: int,
+    seed: int,
+    *,
+    place_N: NDArray[np.int64],
+    states: Sequence[Mapping[str, NDArray[np.float32]]],
+    keyword: Keyword,
+    types_N: NDArray[np.str_],
+    drawn: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> dict[str, _Measured]:
+    """Probe all representations for one keyword.
+
+    Args: place_N: number of each pair's query; drawn: of the queries (D, queries), and weights of the seeds (D, S).
+    """
+    rng = np.random.default_rng([seed, number])
+    control_M = control_labels(types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
+    return {
+        name: _measure(
+            [own[name] for own in states],
+            keyword,
+            control_M,
+            query_M=place_N[keyword.row_M],
+            drawn_DQ=drawn[0],
+            weight_DS=drawn[1],
+        )
+        for name in REPRESENTATIONS
+    }
 
 
 def representations(run: Run, fit: ProbedFit, labelled: Sequence[LabelledPair]) -> dict[str, NDArray[np.float32]]:
@@ -326,30 +356,6 @@ def _summary(keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measu
             for name in others
         },
     }
-
-
-def _pairs_with_rationales(run: Run) -> tuple[list[LabelledPair], list[str], NDArray[np.float64]]:
-    """Give the split's pairs that have rationales, each one's rationales joined, and its counts of evidence (N, E).
-
-    A kind of evidence is a dimension with its verdict. Pairs of exact-only sources are left out.
-    """
-    split, scheme = run.recipe.evaluate.split, run.recipe.label_scheme
-    path = run.require("rationales") / f"rationales.{split}.jsonl"
-    text_of: dict[str, list[str]] = {}
-    counts_of: dict[str, Counter[tuple[str, str]]] = {}
-    for rationale in read_rationales(path):
-        text = rationale.rationale
-        if run.recipe.embed.strip_label_words:
-            text = strip_verdict(text, scheme)
-        text_of.setdefault(rationale.pair_id, []).append(text)
-        counts_of.setdefault(rationale.pair_id, Counter()).update((e.dim, e.verdict) for e in rationale.evidence)
-    rows = read_labelled_pairs(run.require("data") / f"pairs.{split}.parquet", scheme)
-    labelled = [p for p in rows if not p.exact_only and p.pair.pair_id in text_of]
-    if not labelled:
-        raise InputError(f"{path}: expected rationales of the {len(rows)} pairs of split {split!r}, found none")
-    kinds = sorted({kind for counts in counts_of.values() for kind in counts})
-    evidence_NE = np.array([[counts_of[p.pair.pair_id][kind] for kind in kinds] for p in labelled], dtype=np.float64)
-    return labelled, ["\n".join(text_of[p.pair.pair_id]) for p in labelled], evidence_NE
 
 
 def _decided(own: Mapping[str, _Measured], p_holm: float, name: str, level: float) -> int:
