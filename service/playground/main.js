@@ -171,7 +171,7 @@ function showFacts({ usage, timing_ms: timing, counts, results, filtered, ...ans
   const cut = [...results, ...filtered].filter(({ truncated }) => truncated).length;
   const ms = (value) => `${value.toFixed(1)} ms`;
   const facts = [
-    ["Time", `${ms(tookMs)} here; ${ms(timing.total)} in the service: ${ms(timing.queue)} waiting, ${ms(timing.tokenize)} tokenising, ${ms(timing.infer)} in the model`],
+    ["Time", `${ms(tookMs)} here; ${ms(timing.total)} in the service: ${ms(timing.queue)} waiting, ${ms(timing.tokenize)} tokenising, ${ms(timing.infer)} in the model, batch by batch added up`],
     ["Pairs", `${counts.scored} of ${counts.items} scored, ${cached} of them from the cache; ${cut} with text cut at the model’s limit`],
     ["Tokens", `${usage.tokens.toLocaleString("en")} read, ${usage.padded_tokens.toLocaleString("en")} computed with padding`],
     ["Fields read", answer.fields_used.join(", ")],
