@@ -10,12 +10,13 @@ from k8s.monitoring.objectives import (
     SCORING,
 )
 from k8s.monitoring.panels import Board, Chart
-from k8s.monitoring.queries import IN, POD, by_pod, quantile, quantiles, rate
+from k8s.monitoring.queries import IN, POD, by_pod, quantile, quantiles, rate, total
 from k8s.monitoring.slo_rules import ratio_name
 
 _HITS = rate("relevance_cache_hits_total", "tier")
 _MISSES = rate("relevance_cache_misses_total", "tier")
 _BUSY = rate("relevance_engine_busy_seconds_total", "pod")
+_ANSWERED = total("relevance_items_per_request_count")
 _SIZE = 'size_class=~"$size_class"'
 GOLDEN = Board(
     "relevance-golden",
@@ -231,6 +232,12 @@ BATCHER = Board(
                     "Quantiles of one look-up; empty without Redis.",
                     "s",
                     quantiles("relevance_shared_cache_duration_seconds"),
+                ),
+                Chart(
+                    "Explained requests",
+                    "Share of requests with explain: true. They read no cached pair, and their answers take longer.",
+                    "percentunit",
+                    (("explained", f"{total('relevance_explained_requests_total')} / {_ANSWERED}"),),
                 ),
             ),
         ),
