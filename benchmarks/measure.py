@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from relevance.pairs import parquet_rows
 
 RESULTS = Path(__file__).parent / "results"
-QUICK_RESULTS = Path("runs/benchmarks/quick")
+QUICK_RESULTS = Path(__file__).parents[1] / "runs" / "benchmarks" / "quick"
 """Where reports of `--quick` go: they hold no figures, and must not replace any."""
 OUTLIER_SHARE = 0.05
 WORDS = {

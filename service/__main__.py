@@ -16,7 +16,6 @@ from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
-from threadpoolctl import threadpool_limits
 
 from relevance.errors import RelevanceError, ServiceError
 from service.app import create_app
@@ -131,8 +130,6 @@ def main(argv: list[str]) -> int:
     end = _End(configure_logging())
     sys.setswitchinterval(_SWITCH_S)
     os.environ.setdefault("RAYON_NUM_THREADS", str(default_threads()))
-    # numpy's own threads spin for cores that the engines hold: a product of 0.2 ms then takes 20.
-    threadpool_limits(limits=1, user_api="blas")
     app = create_app(settings, on_end=end)
     server = DrainingServer(_config(settings, app, settings.port), app.state.service, drain_s=settings.drain_s)
     admin = None

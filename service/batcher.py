@@ -29,6 +29,7 @@ from service.scorer import Logits, Scored, reason_code
 from service.speed import AnswerTime
 from service.telemetry import Telemetry
 from service.tracing import BatchFacts, NoTracing, RequestSpan, Tracing
+from service.words import Reading
 
 if TYPE_CHECKING:
     from service.shared_cache import SharedCache
@@ -318,8 +319,13 @@ class Batcher:
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(max(0.0, flow.ticket.deadline - monotonic()), self.queue.expire, flow)]
         if flow.prepared.reading is not None:
-            timers.append(loop.call_later(_READ_AFTER_S, self.front.submit, flow.prepared.reading.prepare))
+            timers.append(loop.call_later(_READ_AFTER_S, self._read, flow.prepared.reading))
         return timers
+
+    def _read(self, reading: Reading) -> None:
+        """Cut the texts to be explained on a front thread; what is not cut by then is cut for the answer."""
+        if not self.admission.closed:
+            self.front.submit(reading.prepare)
 
     def _abandon(self, job: asyncio.Future[Flow]) -> None:
         """Drop a flow whose caller left before it was queued."""

@@ -194,7 +194,7 @@ class Explainer:
         edge = cuts[basis.filter_tier - 1] if basis.filter_tier else np.nan
         distances = (score_B - around[place_B], around[place_B + 1] - score_B, score_B - edge)
         numbers = np.column_stack((*distances, basis.probabilities_BK[rows]))
-        measures_BX = np.tile(self._measures_X, (len(rows), 1))
+        measures_BX = np.repeat(self._measures_X[None], len(rows), axis=0)
         measures_BX[:, self._number_at[:, None] + np.arange(WIDTH)] = json_digits(numbers)
         text, n = measures_BX.tobytes(), measures_BX.shape[1]
         return [text[start : start + n] for start in range(0, len(text), n)]

@@ -113,7 +113,7 @@ class Reading:
             return [b""] * len(rows)
         sum_BL = np.zeros((len(weight_BL), weight_BL.shape[1] + 1))
         np.cumsum(weight_BL, axis=1, out=sum_BL[:, 1:])
-        query_BX = np.tile(layout.query_X, (len(weight_BL), 1))
+        query_BX = np.repeat(layout.query_X[None], len(weight_BL), axis=0)
         query_BX[:, layout.query_at[:, None] + _NUMBER] = json_digits(
             sum_BL[:, layout.query_end] - sum_BL[:, layout.query_start]
         )

@@ -16,7 +16,7 @@ from k8s.monitoring.slo_rules import ratio_name
 _HITS = rate("relevance_cache_hits_total", "tier")
 _MISSES = rate("relevance_cache_misses_total", "tier")
 _BUSY = rate("relevance_engine_busy_seconds_total", "pod")
-_ANSWERED = total("relevance_items_per_request_count")
+_REQUESTS = total("relevance_items_per_request_count")
 _SIZE = 'size_class=~"$size_class"'
 GOLDEN = Board(
     "relevance-golden",
@@ -235,9 +235,9 @@ BATCHER = Board(
                 ),
                 Chart(
                     "Explained requests",
-                    "Share of requests with explain: true. They read no cached pair, and their answers take longer.",
+                    "Explained answers over all requests, lost ones too. They read no cached pair and take longer.",
                     "percentunit",
-                    (("explained", f"{total('relevance_explained_requests_total')} / {_ANSWERED}"),),
+                    (("explained", f"{total('relevance_explained_requests_total')} / {_REQUESTS}"),),
                 ),
             ),
         ),

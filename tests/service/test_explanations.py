@@ -232,6 +232,17 @@ def test_no_text_of_a_caller_can_pass_for_an_explanation(explaining):
     assert answer["results"][0]["explanation"]["words"][-1]["text"] == ids[0]
 
 
+@pytest.mark.parametrize("query", ["\u200b", "\x00", "\ufeff"])
+def test_a_query_that_nobody_can_see_is_explained_without_its_words(explaining, query):
+    """It is cleaned to nothing; the items still have their words."""
+    found = ask(
+        explaining, {"query": query, "items": [{"id": n, "title": "red kettle"} for n in range(3)]}, explain=True
+    )
+
+    for row in rows_of(found):
+        assert [word["text"] for word in row["explanation"]["words"]] == ["red ", "kettle"]
+
+
 def test_an_explained_request_reads_no_cache_but_fills_it(explaining, fresh_body):
     """Its rows are the model's although they are known; a later plain request finds them."""
     unknown = fresh_body(4)

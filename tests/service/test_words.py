@@ -90,6 +90,21 @@ def test_pairs_of_other_lengths_do_not_mix(tokenizer):
     assert together == [words_of(tokenizer, "kettle", [i], [w])[0] for i, w in zip(items, weight_BL, strict=True)]
 
 
+def test_texts_without_a_word_leave_the_other_side(tokenizer):
+    """A query or a title of nothing that can be seen is cleaned to nothing, and is read all the same."""
+    weight_BL = np.full((2, 12), 0.05)
+
+    assert words_of(tokenizer, clean("\u200b", 9), ["red kettle", "red"], weight_BL) == [
+        words_of(tokenizer, "", [item], weight_BL[:1])[0] for item in ("red kettle", "red")
+    ]
+    assert [[word["side"] for word in words] for words in words_of(tokenizer, "", ["red kettle", ""], weight_BL)] == [
+        ["item", "item"], [],
+    ]  # fmt: skip
+    assert [[word["text"] for word in words] for words in words_of(tokenizer, "red", ["", ""], weight_BL)] == [
+        ["red"]
+    ] * 2
+
+
 @pytest.mark.parametrize("room", range(8))
 def test_words_that_were_not_read_are_left_out(tokenizer, room):
     """A word that was read in part is there with the weight of that part."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -68,6 +69,8 @@ REPRESENTATIONS: dict[str, str] = {
     LABEL: "the label alone",
 }
 """Name → title; all but the first are what the latent is held against."""
+_COMPUTES = [sys.modules[name] for name in (__name__, probe.__module__, collect_states.__module__)]
+"""Modules whose change makes kept results stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,22 @@ class _Measured:
     control: float
 
 
+@dataclass(frozen=True, slots=True)
+class _ProbeInputs:
+    """What the probes for all keywords share.
+
+    Args: states: of each seed, by the names of `REPRESENTATIONS`; place_N: number of each pair's query; types_N: a word
+        type of it; drawn_DQ, weight_DS: draws of queries and of seeds; seed: of the control task.
+    """
+
+    states: Sequence[Mapping[str, NDArray[np.float32]]]
+    place_N: NDArray[np.int64]
+    types_N: NDArray[np.str_]
+    drawn_DQ: NDArray[np.float64]
+    weight_DS: NDArray[np.float64]
+    seed: int
+
+
 def main(argv: list[str]) -> int:
     """Run the study on a grid, a process a core; `--fit SYSTEM/seed_S` probes that fit alone.
 
@@ -127,7 +146,8 @@ def main(argv: list[str]) -> int:
     }
     settings = ProbingSettings(jobs=len(os.sched_getaffinity(0)))
     inputs = {"seed": run.recipe.seed, "strip": run.recipe.embed.strip_label_words, "files": files}
-    inputs["settings"] = {"rules": asdict(settings.rules), "draws": settings.draws}
+    inputs["settings"] = {"rules": asdict(settings.rules), "draws": settings.draws, "level": settings.level}
+    inputs["template"] = run.recipe.template.model_dump(mode="json")
     with run.stage(f"studies/{NAME}", inputs, resumable=True) as folder:
         if folder is not None:
             _note_test_read(run, split, files)
@@ -212,43 +232,32 @@ def compare(
     """
     queries, place_N = np.unique(query_N, return_inverse=True)
     drawn_DQ = draw_queries(len(queries), settings.draws, seed).astype(np.float64)
-    probed = Memory(settings.kept, verbose=0).cache(
-        _probed, ignore=["place_N", "states", "keyword", "types_N", "drawn"]
-    )
-    drawn = (drawn_DQ, seed_weights(len(states), settings.draws, seed))
-    tasks = (
-        delayed(probed)(number, seed, place_N=place_N, states=states, keyword=keyword, types_N=types_N, drawn=drawn)
-        for number, keyword in enumerate(keywords)
-    )
+    memory = Memory(settings.kept, verbose=0)
+    probed = memory.cache(_probed, ignore=["keyword", "inputs"])
+    weight_DS = seed_weights(len(states), settings.draws, seed)
+    inputs = _ProbeInputs(states, place_N, types_N, drawn_DQ, weight_DS, seed)
+    code = [hash_file(Path(str(module.__file__))) for module in _COMPUTES]
+    tasks = (delayed(probed)(number, code, keyword, inputs) for number, keyword in enumerate(keywords))
     found = Parallel(n_jobs=settings.jobs, return_as="generator")(tasks)
     measured = list(tqdm(found, total=len(keywords), unit="keyword", desc="probing"))
     return _summary(keywords, measured, settings.level)
 
 
-def _probed(
-    number: int,
-    seed: int,
-    *,
-    place_N: NDArray[np.int64],
-    states: Sequence[Mapping[str, NDArray[np.float32]]],
-    keyword: Keyword,
-    types_N: NDArray[np.str_],
-    drawn: tuple[NDArray[np.float64], NDArray[np.float64]],
-) -> dict[str, _Measured]:
+def _probed(number: int, code: Sequence[str], keyword: Keyword, inputs: _ProbeInputs) -> dict[str, _Measured]:
     """Probe all representations for one keyword.
 
-    Args: place_N: number of each pair's query; drawn: of the queries (D, queries), and weights of the seeds (D, S).
+    Args: code: hashes of what computes, so that results of other code are not taken up again.
     """
-    rng = np.random.default_rng([seed, number])
-    control_M = control_labels(types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
+    rng = np.random.default_rng([inputs.seed, number])
+    control_M = control_labels(inputs.types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
     return {
         name: _measure(
-            [own[name] for own in states],
+            [own[name] for own in inputs.states],
             keyword,
             control_M,
-            query_M=place_N[keyword.row_M],
-            drawn_DQ=drawn[0],
-            weight_DS=drawn[1],
+            query_M=inputs.place_N[keyword.row_M],
+            drawn_DQ=inputs.drawn_DQ,
+            weight_DS=inputs.weight_DS,
         )
         for name in REPRESENTATIONS
     }
