@@ -92,10 +92,13 @@ class ServerProcess:
     def spawn(self) -> None:
         """Start the process without waiting for it; from now on SIGTERM ends this program as Ctrl-C does.
 
-        Else a program that is told to end would leave its servers behind.
+        Else a program that is told to end would leave its servers behind. A shell's background job ignores SIGINT, and
+        so would its servers.
         """
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, found in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.SIG_IGN)):
+                if signal.getsignal(number) is found:
+                    signal.signal(number, signal.default_int_handler)
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             self._command, cwd=self._folder, env=dict(self._environment), stdout=self._output, stderr=self._output

@@ -309,9 +309,11 @@ with ServerProcess(command, port=port, environment=os.environ, ready="/") as ser
 """
 
 
-def test_a_benchmark_that_is_told_to_end_takes_its_server_with_it() -> None:
-    """SIGTERM to the program ends the server that it started."""
-    program = subprocess.Popen([sys.executable, "-c", _WATCHING], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("trap", ["", "trap '' INT; "], ids=["in front", "behind"])
+def test_a_benchmark_that_is_told_to_end_takes_its_server_with_it(trap: str) -> None:
+    """SIGTERM to the program ends the server that it started, also where a shell has made it ignore SIGINT."""
+    command = ["sh", "-c", f'{trap}exec "$@"', "sh", sys.executable, "-c", _WATCHING]
+    program = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
     with program.stdout:
         server = psutil.Process(int(program.stdout.readline()))
