@@ -1,7 +1,6 @@
 """Prototype rationales: a bundle's few typical rationales, and the search for those that lie nearest to a latent.
 
-Shapes: B pairs, P perspectives, M prototypes, K classes, R width of the latent, D width of the rationale space,
-X = P·D.
+Shapes: B pairs, P perspectives, M prototypes, K classes, R width of the latent, D width of the rationale space.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,8 +29,6 @@ _SHAPES = {
     "floor_P": ("P",),
 }
 _WHOLE = ("perspective_M", "size_M")
-_Members = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Which prototypes are of a perspective, and their directions as columns."""
 _SUM_TOLERANCE = 1e-3
 _DAMAGED = (
     ValueError,
@@ -50,7 +46,7 @@ _DAMAGED = (
 """What numpy and zipfile raise for files that are not what they seem."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prototypes:
     """Typical rationales of a bundle and, per perspective, the map that puts a latent among them.
 
@@ -83,29 +79,17 @@ class Prototypes:
         """
         if latent_BR.ndim != 2 or latent_BR.shape[1] != self.latent_width:
             raise BundleError(f"expected latents of shape (B, {self.latent_width}), found {latent_BR.shape}")
-        map_RX, offset_X, members = self._stacked
-        place_BX = latent_BR @ map_RX
-        place_BX += offset_X
-        place_BPD = place_BX.reshape(len(latent_BR), len(self.perspectives), self.map_PRD.shape[2])
-        length_BP = np.sqrt(np.einsum("bpd,bpd->bp", place_BPD, place_BPD))
-        index_BP, similarity_BP = np.empty(length_BP.shape, np.int64), np.empty_like(length_BP)
-        for perspective, (member_M, direction_DM) in enumerate(members):
-            product_BM = place_BPD[:, perspective] @ direction_DM
-            best_B = product_BM.argmax(axis=1)
-            index_BP[:, perspective] = member_M[best_B]
-            similarity_BP[:, perspective] = product_BM[np.arange(len(best_B)), best_B]
-        similarity_BP /= np.maximum(length_BP, np.finfo(np.float32).tiny)
+        shape = (len(latent_BR), len(self.perspectives))
+        index_BP, similarity_BP = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        for perspective, (map_RD, offset_D) in enumerate(zip(self.map_PRD, self.offset_PD, strict=True)):
+            members = np.flatnonzero(self.perspective_M == perspective)
+            place_BD = latent_BR @ map_RD + offset_D
+            length_B = np.maximum(np.linalg.norm(place_BD, axis=1), np.finfo(np.float32).tiny)
+            cosine_BM = place_BD @ self.direction_MD[members].T / length_B[:, None]
+            best_B = cosine_BM.argmax(axis=1)
+            index_BP[:, perspective] = members[best_B]
+            similarity_BP[:, perspective] = cosine_BM[np.arange(len(best_B)), best_B]
         return index_BP, np.clip(similarity_BP, -1.0, 1.0)
-
-    @cached_property
-    def _stacked(self) -> tuple[NDArray[np.float32], NDArray[np.float32], list[_Members]]:
-        """The maps side by side, so that one product does for all perspectives, and each one's prototypes."""
-        members = [np.flatnonzero(self.perspective_M == place) for place in range(len(self.perspectives))]
-        return (
-            np.concatenate(list(self.map_PRD), axis=1),
-            self.offset_PD.ravel(),
-            [(member_M, np.ascontiguousarray(self.direction_MD[member_M].T)) for member_M in members],
-        )
 
     def to_bytes(self) -> bytes:
         """Give the content of the bundle's file; equal prototypes give equal bytes.

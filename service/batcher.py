@@ -29,7 +29,6 @@ from service.scorer import Logits, Scored, reason_code
 from service.speed import AnswerTime
 from service.telemetry import Telemetry
 from service.tracing import BatchFacts, NoTracing, RequestSpan, Tracing
-from service.words import Reading
 
 if TYPE_CHECKING:
     from service.shared_cache import SharedCache
@@ -39,8 +38,6 @@ INLINE_ROWS = 128
 """Up to so many rows are finished on the event loop: a thread would cost more than it takes off."""
 EXPLAINED_AS = 4
 """Plain rows that an explained one counts as when the time to render and send an answer is estimated."""
-_READ_AFTER_S = 0.005
-"""When the texts to be explained are cut: by then the engines compute, and do not wait for the interpreter."""
 Priority = Literal["low", "normal", "high"]
 WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 
@@ -159,7 +156,7 @@ class Batcher:
             job.add_done_callback(self._abandon)
             self._gone(n)
             raise
-        timers = self._timers(flow)
+        timer = loop.call_later(max(0.0, flow.ticket.deadline - monotonic()), self.queue.expire, flow)
         try:
             logits = await asyncio.wrap_future(flow.future)
         except asyncio.CancelledError:
@@ -174,8 +171,7 @@ class Batcher:
             self._telemetry.observe_lost(n, "error")
             raise
         finally:
-            for timer in timers:
-                timer.cancel()
+            timer.cancel()
             self.admission.release(flow.ticket)
         return await self._finish(work, model, flow, logits)
 
@@ -192,7 +188,7 @@ class Batcher:
     def sent(self, answer: Answer) -> None:
         """Take note, on the event loop, that an answer is on its way, so that the next deadlines leave time for it."""
         if answer.ready_at is not None:
-            n_rows = rows_to_render(len(answer.scored.tier_B), explained=answer.scored.basis is not None)
+            n_rows = _rows_to_render(len(answer.scored.tier_B), explained=answer.scored.basis is not None)
             self._answer_time.observe(monotonic() - answer.ready_at, n_rows)
 
     def close(self) -> None:
@@ -220,7 +216,7 @@ class Batcher:
         keys = pair_keys(model.identity, texts.query, texts.items) if caches else None
         known = self._local(model, keys) if keys is not None and explainer is None else None
         missing = np.flatnonzero(~known.found_B).tolist() if known is not None else list(range(len(texts.items)))
-        n_rows = rows_to_render(len(texts.items), explained=work.explain)
+        n_rows = _rows_to_render(len(texts.items), explained=work.explain)
         ticket = self.admission.admit(
             model.costs.tokens(texts, missing),
             weight=WEIGHTS[work.priority],
@@ -241,6 +237,8 @@ class Batcher:
         except BaseException:
             self.admission.release(ticket)
             raise
+        if prepared.reading is not None:
+            prepared.reading.prepare()
         return flow
 
     def _local(self, model: Model, keys: list[bytes]) -> Found:
@@ -314,19 +312,6 @@ class Batcher:
             self._tracing.stage(work.span, name=name, start_s=start_s, end_s=end_s)
         return Answer(scored, model, queue_s, flow.answered_at)
 
-    def _timers(self, flow: Flow) -> list[asyncio.TimerHandle]:
-        """Set what is to happen while a flow runs: its deadline, and the cutting of texts to be explained."""
-        loop = asyncio.get_running_loop()
-        timers = [loop.call_later(max(0.0, flow.ticket.deadline - monotonic()), self.queue.expire, flow)]
-        if flow.prepared.reading is not None:
-            timers.append(loop.call_later(_READ_AFTER_S, self._read, flow.prepared.reading))
-        return timers
-
-    def _read(self, reading: Reading) -> None:
-        """Cut the texts to be explained on a front thread; what is not cut by then is cut for the answer."""
-        if not self.admission.closed:
-            self.front.submit(reading.prepare)
-
     def _abandon(self, job: asyncio.Future[Flow]) -> None:
         """Drop a flow whose caller left before it was queued."""
         if not job.cancelled() and job.exception() is None:
@@ -339,6 +324,5 @@ class Batcher:
         self._telemetry.observe_lost(n_pairs, "cancelled")
 
 
-def rows_to_render(n_items: int, *, explained: bool) -> int:
-    """Give as how many plain rows those of an answer count: explained ones take longer to build."""
+def _rows_to_render(n_items: int, *, explained: bool) -> int:
     return n_items * (EXPLAINED_AS if explained else 1)

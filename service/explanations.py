@@ -7,9 +7,9 @@ may take. Suffixes: B pairs, P perspectives, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,14 @@ from relevance.labels import N_TIERS
 from relevance.policy import BusinessRule
 from relevance.prototypes import Prototypes
 from relevance.tokenization import N_SPECIAL
-from service.json_numbers import ROOM, WIDTH, json_digits, json_numbers
+from service.json_numbers import json_numbers
 from service.latents import WEIGHTS_OUTPUT
 from service.scorer import Basis, Prepared, Scored, Texts
 from service.session import OnnxSession
 from service.words import Reading, Words
 
-_BOUNDARY = (b',"boundary":{"below":', b',"above":', b',"filter":')
+_WHOLE = b'{"rationales":[%b],"words":[%b],"rule":%b,"boundary":%b,"probabilities":%b}'
+_BOUNDARY = b'{"below":%b,"above":%b,"filter":%b}'
 _NULL = b"null"
 _PROBE = 2
 """Golden pairs that are put among the prototypes when a model is loaded."""
@@ -95,10 +96,8 @@ class Explainer:
         self._words = words if weighs and fits else None
         self._top_M = prototypes.share_MK.argmax(axis=1)
         self._heads = [*self._close_heads(agrees=False), *self._close_heads(agrees=True), *self._far_heads()]
-        first, *others = (to_json(code) + b":" for code in bundle.scheme.classes)
-        before = [*_BOUNDARY, b'},"probabilities":{' + first, *(b"," + other for other in others)]
-        self._measures_X = np.frombuffer(b"".join(text + ROOM for text in before) + b"}}", dtype=np.uint8)
-        self._number_at = np.cumsum([len(text + ROOM) for text in before]) - WIDTH
+        codes = (to_json(code).replace(b"%", b"%%") for code in bundle.scheme.classes)
+        self._probabilities = b"{" + b",".join(code + b":%b" for code in codes) + b"}"
 
     def describe(self) -> dict[str, object]:
         """Give what `/info` says of what explanations hold."""
@@ -142,31 +141,28 @@ class Explainer:
         wanted = np.asarray([row for row in rows if not scored.reason_B[row]], dtype=np.int64)
         if basis is None or not len(wanted):
             return {}
-        columns: list[Iterable[bytes]] = [
-            repeat(b'{"rationales":['),
+        parts = zip(
             self._rationales(basis.latents.latent_BR[wanted], scored.label_B[wanted]),
-            repeat(b'],"words":['),
             basis.reading.weighed(wanted.tolist(), basis.latents.weight_BL),
-            repeat(b'],"rule":'),
             self._rules(basis, scored, wanted),
-            self._measures(basis, scored, wanted),
-        ]
-        return dict(zip(wanted.tolist(), map(b"".join, zip(*columns, strict=False)), strict=True))
+            self._boundaries(basis, scored, wanted),
+            (self._probabilities % numbers for numbers in _by_row(basis.probabilities_BK[wanted])),
+            strict=True,
+        )
+        return {row: _WHOLE % part for row, part in zip(wanted.tolist(), parts, strict=True)}
 
     def _rationales(self, latent_BR: NDArray[np.float32], label_B: NDArray[np.int64]) -> list[bytes]:
         """Give the members of each pair's list; none where the latent is not finite."""
         with np.errstate(all="ignore"):
             index_BP, similarity_BP = self._prototypes.nearest(latent_BR)
+        finite_B = np.asarray(np.isfinite(similarity_BP).all(axis=1)).tolist()
         close_BP = similarity_BP >= self._prototypes.floor_P
         n, n_perspectives = len(self._prototypes.texts), len(self._prototypes.perspectives)
         agreed_BP = index_BP + n * (self._top_M[index_BP] == label_B[:, None])
         head_BP = np.where(close_BP, agreed_BP, 2 * n + np.arange(n_perspectives))
-        heads = map(self._heads.__getitem__, head_BP.ravel().tolist())
-        parts = chain.from_iterable(zip(heads, json_numbers(similarity_BP), strict=True))
-        members = [b"".join(row)[2:] + b"}" for row in zip(*[parts] * (2 * n_perspectives), strict=True)]
-        for row in np.flatnonzero(~np.isfinite(similarity_BP).all(axis=1)).tolist():
-            members[row] = b""
-        return members
+        members = map(add, map(self._heads.__getitem__, head_BP.ravel().tolist()), json_numbers(similarity_BP))
+        of_rows = zip(*[members] * n_perspectives, strict=True)
+        return [b"},".join(row) + b"}" if finite else b"" for row, finite in zip(of_rows, finite_B, strict=True)]
 
     def _rules(self, basis: Basis, scored: Scored, rows: NDArray[np.int64]) -> list[bytes]:
         """Give of each pair the rule that changed its tier last, else the first that fired."""
@@ -181,26 +177,23 @@ class Explainer:
             ruled_B = np.where(fires_B, tier_B.clip(rule.floor_tier or 0, most), tier_B)
             rule_B[fires_B & ((rule_B < 0) | (ruled_B != tier_B))] = number
             tier_B = ruled_B
-        keys = list(zip(rule_B.tolist(), by_score_B.tolist(), strict=True))
-        told = {(n, tier): _NULL if n < 0 else _rule_json(policy.rules[n], tier) for n, tier in set(keys)}
-        return [told[key] for key in keys]
+        return [
+            _NULL if number < 0 else _rule_json(policy.rules[number], by_score)
+            for number, by_score in zip(rule_B.tolist(), by_score_B.tolist(), strict=True)
+        ]
 
-    def _measures(self, basis: Basis, scored: Scored, rows: NDArray[np.int64]) -> list[bytes]:
-        """Give each score's distances to the cut points around it and to the filter edge, and the probabilities."""
+    def _boundaries(self, basis: Basis, scored: Scored, rows: NDArray[np.int64]) -> list[bytes]:
+        """Give each score's distances to the cut points around it and to the filter edge."""
         cuts = np.asarray(self._bundle.policy.cut_points(scored.policy_locale).values)
         score_B = scored.score_B[rows]
         place_B = np.searchsorted(cuts, score_B, side="right")
         around = np.concatenate(([np.nan], cuts, [np.nan]))
         edge = cuts[basis.filter_tier - 1] if basis.filter_tier else np.nan
         distances = (score_B - around[place_B], around[place_B + 1] - score_B, score_B - edge)
-        numbers = np.column_stack((*distances, basis.probabilities_BK[rows]))
-        measures_BX = np.repeat(self._measures_X[None], len(rows), axis=0)
-        measures_BX[:, self._number_at[:, None] + np.arange(WIDTH)] = json_digits(numbers)
-        text, n = measures_BX.tobytes(), measures_BX.shape[1]
-        return [text[start : start + n] for start in range(0, len(text), n)]
+        return [_BOUNDARY % numbers for numbers in _by_row(np.stack(distances, axis=1))]
 
     def _close_heads(self, *, agrees: bool) -> list[bytes]:
-        """Give the JSON of each prototype up to its similarity, from the end of the one before it on."""
+        """Give the JSON of each prototype up to its similarity."""
         prototypes, classes = self._prototypes, self._bundle.scheme.classes
         shares = [
             {code: round(share, 4) for code, share in zip(classes, share_K, strict=True)}
@@ -217,11 +210,16 @@ class Explainer:
         return [_rationale_head(name, None, None, agrees=None) for name in self._prototypes.perspectives]
 
 
+def _by_row(values: NDArray[np.float64]) -> Iterator[tuple[bytes, ...]]:
+    """Give the JSON numbers of each row of a matrix."""
+    return zip(*[iter(json_numbers(values))] * values.shape[1], strict=True)
+
+
 def _rationale_head(
     perspective: str, text: str | None, label_share: dict[str, float] | None, *, agrees: bool | None
 ) -> bytes:
     shown = {"perspective": perspective, "text": text, "label_share": label_share, "agrees": agrees}
-    return b"}," + to_json({**shown, "close": text is not None})[:-1] + b',"similarity":'
+    return to_json({**shown, "close": text is not None})[:-1] + b',"similarity":'
 
 
 def _rule_json(rule: BusinessRule, by_score: int) -> bytes:

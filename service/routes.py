@@ -21,7 +21,7 @@ from relevance.errors import ClientGoneError, NotReadyError
 from relevance.labels import N_TIERS
 from relevance.pairs import Item
 from relevance.policy import POOLED, CutPoints
-from service.batcher import INLINE_ROWS, Answer, Work, rows_to_render
+from service.batcher import INLINE_ROWS, Answer, Work
 from service.bodies import read_json_body
 from service.docs_page import docs_page
 from service.lifecycle import Service
@@ -125,9 +125,9 @@ async def scored_answer(request: Request, work: Work) -> Answer:
 
 
 async def rendered(request: Request, render: Callable[[], bytes], answer: Answer) -> Response:
-    """Give the response whose body is built now, off the event loop where that takes long."""
+    """Give the response whose body is built now, off the event loop where it is long or holds explanations."""
     batcher = service_of(request).running()
-    if rows_to_render(len(answer.scored.score_B), explained=answer.scored.basis is not None) <= INLINE_ROWS:
+    if len(answer.scored.score_B) <= INLINE_ROWS and answer.scored.basis is None:
         content = render()
     else:
         content = await asyncio.get_running_loop().run_in_executor(batcher.front, render)

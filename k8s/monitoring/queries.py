@@ -17,6 +17,11 @@ def total(name: str, *matchers: str) -> str:
     return f"sum(rate({name}{{{','.join((POD, *matchers))}}}[{RATE}]))"
 
 
+def answered() -> str:
+    """Give the rate of requests that were answered with scores."""
+    return total("relevance_items_per_request_count")
+
+
 def quantile(q: float, name: str, by: str = "", *matchers: str) -> str:
     """Give a quantile of a histogram."""
     labels = f"{by}, le" if by else "le"

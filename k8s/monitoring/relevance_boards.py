@@ -5,12 +5,11 @@ from __future__ import annotations
 from k8s.monitoring.cause_rules import FLIPS, LOW_TIERS
 from k8s.monitoring.objectives import MAX_FLIP_RATIO, MAX_PSI
 from k8s.monitoring.panels import Board, Chart
-from k8s.monitoring.queries import IN, POD, by_pod, quantile, rate, total
+from k8s.monitoring.queries import IN, POD, answered, by_pod, quantile, rate, total
 
 _LOCALE = 'locale=~"$locale"'
 _FILTERED = total("relevance_pairs_total", 'outcome="filtered"')
 _DECIDED = total("relevance_pairs_total", 'outcome=~"scored|filtered"')
-_ANSWERED = total("relevance_items_per_request_count")
 _SCORE_SUM = rate("relevance_score_sum", "locale", _LOCALE)
 _SCORE_COUNT = rate("relevance_score_count", "locale", _LOCALE)
 RELEVANCE = Board(
@@ -100,7 +99,7 @@ RELEVANCE = Board(
                     (
                         (
                             "pooled",
-                            f"{total('relevance_locale_fallback_total')} / {_ANSWERED}",
+                            f"{total('relevance_locale_fallback_total')} / {answered()}",
                         ),
                     ),
                 ),

@@ -10,13 +10,12 @@ from k8s.monitoring.objectives import (
     SCORING,
 )
 from k8s.monitoring.panels import Board, Chart
-from k8s.monitoring.queries import IN, POD, by_pod, quantile, quantiles, rate, total
+from k8s.monitoring.queries import IN, POD, answered, by_pod, quantile, quantiles, rate, total
 from k8s.monitoring.slo_rules import ratio_name
 
 _HITS = rate("relevance_cache_hits_total", "tier")
 _MISSES = rate("relevance_cache_misses_total", "tier")
 _BUSY = rate("relevance_engine_busy_seconds_total", "pod")
-_REQUESTS = total("relevance_items_per_request_count")
 _SIZE = 'size_class=~"$size_class"'
 GOLDEN = Board(
     "relevance-golden",
@@ -237,7 +236,7 @@ BATCHER = Board(
                     "Explained requests",
                     "Explained answers over all requests, lost ones too. They read no cached pair and take longer.",
                     "percentunit",
-                    (("explained", f"{total('relevance_explained_requests_total')} / {_REQUESTS}"),),
+                    (("explained", f"{total('relevance_explained_requests_total')} / {answered()}"),),
                 ),
             ),
         ),

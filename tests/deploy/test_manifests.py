@@ -62,14 +62,20 @@ def _validate(document) -> None:
 @every_folder
 def test_every_document_is_valid(entry: str):
     """Against the schemas of Kubernetes, oldest supported and newest, or ours for the kinds of operators."""
-    for document in render(entry):
+    documents = render(entry)
+    for document in documents:
         _validate(document)
+
+    assert documents
 
 
 @pytest.mark.parametrize("path", sorted(K8S.rglob("prometheusrule.yaml")), ids=lambda p: str(p.relative_to(K8S)))
 def test_rule_manifests_are_valid(path: Path):
     """The PrometheusRule files hold what the operator reads."""
-    _validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+    _validate(manifest)
+
+    assert manifest["spec"]["groups"]
 
 
 @pytest.mark.parametrize("field", ["spec", "kind"])

@@ -111,12 +111,13 @@ def test_a_start_is_waited_for(tab, tiny_bundle, tmp_path):
             early = tab.problem()
             tab.says("about", "up to")
             tab.score()
+            rows, said = tab.rows("kept") + tab.rows("filtered"), tab.text("#service")
         finally:
             process.kill()
 
     assert "The service is not ready" in early
-    assert len(tab.rows("kept") + tab.rows("filtered")) == 1
-    assert tab.text("#service") == ""
+    assert len(rows) == 1
+    assert said == ""
 
 
 def _when_there(tab: Tab, url: str) -> None:

@@ -115,6 +115,7 @@ def compare_methods(
         def measures(
             rows: NDArray[np.int64], label_N: NDArray[np.int64] = label_N, own_NK: dict[str, Floats] = own_NK
         ) -> dict[str, float]:
+            """Give the rows' figures and what calibration changes in them."""
             figures = {
                 (method, name): measure(probabilities_NK[rows], label_N[rows])
                 for method, probabilities_NK in own_NK.items()

@@ -137,6 +137,7 @@ def disparity(
     names, group = np.unique(group_N, return_inverse=True)
 
     def measures(rows: NDArray[np.int64]) -> dict[str, float]:
+        """Give each group's rates among the rows, and how far apart they are."""
         figures: dict[str, float] = {}
         for rate, (among_N, event_N) in events.items():
             own = rows[among_N[rows]]

@@ -233,7 +233,7 @@ def compare(
     queries, place_N = np.unique(query_N, return_inverse=True)
     drawn_DQ = draw_queries(len(queries), settings.draws, seed).astype(np.float64)
     memory = Memory(settings.kept, verbose=0)
-    probed = memory.cache(_probed, ignore=["keyword", "inputs"])
+    probed = memory.cache(_probed, ignore=["inputs"])
     weight_DS = seed_weights(len(states), settings.draws, seed)
     inputs = _ProbeInputs(states, place_N, types_N, drawn_DQ, weight_DS, seed)
     code = [hash_file(Path(str(module.__file__))) for module in _COMPUTES]

@@ -117,6 +117,7 @@ def _differences(
     others = sorted(set(source_N.tolist()) - {MAIN})
 
     def measures(rows: NDArray[np.int64]) -> dict[str, float]:
+        """Give what each slice of the rows has more than the main one."""
         drawn, source = scored.rows(rows), source_N[rows]
         figures = {
             name: class_figures(drawn.rows(source == name), scheme) if (source == name).any() else {}

@@ -324,6 +324,7 @@ class _Attempts:
     ending: asyncio.Event
 
     async def run(self) -> Reply | Failure:
+        """Give the reply, or the failure that no further attempt mends."""
         import tenacity
 
         retrying = tenacity.AsyncRetrying(

@@ -179,6 +179,7 @@ class _Reader:
     hashes: dict[str, str] = field(default_factory=dict)
 
     def text(self, name: str, path: Path | None = None) -> str:
+        """Give a file's text; `name` is what its hash is kept under."""
         path = self.folder / name if path is None else path
         try:
             data = path.read_bytes()
@@ -189,6 +190,7 @@ class _Reader:
         return text
 
     def toml(self, name: str, model: type[_Model], path: Path | None = None) -> _Model:
+        """Give a TOML file checked against its model."""
         text, where = self.text(name, path), self.folder / name if path is None else path
         try:
             return model.model_validate(tomllib.loads(text))
