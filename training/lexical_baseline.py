@@ -18,6 +18,7 @@ from rapidfuzz import fuzz
 from relevance.errors import InputError
 from relevance.labels import LabelScheme
 from relevance.pairs import LabelledPair, read_labelled_pairs
+from relevance.text import TextTemplate
 from training.model_source import resolve_model
 from training.predictions import predictions_of, write_predictions
 from training.recipe import SPLITS, Split
@@ -51,25 +52,29 @@ def main(argv: list[str]) -> int:
         if folder is not None:
             scheme = run.recipe.label_scheme
             pairs = {split: read_labelled_pairs(path, scheme) for split, path in files.items()}
-            for split, logits_NK in fit_and_predict(run, pairs).items():
+            for split, logits_NK in _fit_and_predict(run, pairs).items():
                 predictions = predictions_of(pairs[split], logits_NK, scheme)
                 write_predictions(folder / f"predictions.{split}.parquet", predictions)
             log.info("baseline: predictions of %d pairs written", sum(map(len, pairs.values())))
     return 0
 
 
-def fit_and_predict(run: Run, pairs: dict[Split, list[LabelledPair]]) -> dict[Split, Floats]:
-    """Fit on the train rows without the Exact-only sources and give logits of shape (N, K) of every other split.
-
-    Raises: InputError: if fewer than two classes are left to train on.
-    """
-    scheme, template = run.recipe.label_scheme, run.recipe.template
+def split_features(pairs: dict[Split, list[LabelledPair]], template: TextTemplate) -> dict[Split, Floats]:
+    """Give cosine and the four lexical overlaps of every pair by split; shape (N, F)."""
     texts = {
         split: [(template.query_text(p.pair.query.text), template.query_text(p.pair.item.title)) for p in rows]
         for split, rows in pairs.items()
     }
     vectors = embed_texts([text for rows in texts.values() for pair in rows for text in pair])
-    features = {split: pair_features(rows, vectors) for split, rows in texts.items()}
+    return {split: pair_features(rows, vectors) for split, rows in texts.items()}
+
+
+def _fit_and_predict(run: Run, pairs: dict[Split, list[LabelledPair]]) -> dict[Split, Floats]:
+    """Fit on the train rows without the Exact-only sources and give logits of shape (N, K) of every other split.
+
+    Raises: InputError: if fewer than two classes are left to train on.
+    """
+    scheme, features = run.recipe.label_scheme, split_features(pairs, run.recipe.template)
     usable = np.array([not p.exact_only for p in pairs["train"]], dtype=bool)
     label_N = np.array([scheme.index(p.label) for p in pairs["train"]], dtype=np.int64)
     query_ids = np.array([p.pair.query.id for p in pairs["train"]], dtype=np.str_)

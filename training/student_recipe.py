@@ -136,20 +136,22 @@ class FitRecipe(Section):
 class StudentRecipe(Section):
     """Stage `student`.
 
-    Args: pretrain: start from the encoder of stage `pretrain`; fit: the fine-tuning on labelled pairs; warm_up:
-        before it, on annotated pairs without labels (stage `annotate`), None for no warm-up; warm_up_template: what the
+    Args: pretrain: start from the encoder of stage `pretrain`; fit: the fine-tuning on labelled pairs; warm_up: before
+        it, on annotated pairs without labels (stage `annotate`), None for no warm-up; warm_up_template: what the
         warm-up reads, None for the recipe's template; pooling: what stands beside the latent in the head: raw [CLS],
         [CLS] and the masked mean, or `segments` (see `training.student.model.Student`); head_width: hidden units of the
         head, None for a linear one; feature_weight: of the training-only regression on annotated features;
         guidance_weight: λ of arXiv:2601.21611 eq. 9; guidance: its target and form; rationale_terms: rival ways to use
         rationales, with a section each; warm_up_guidance: guide the latent in the warm-up too, by the rationales of the
         pairs without labels (`embed.annotated`); soft_labels: which of the annotated distributions, `all` or one
-        perspective's; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each
-        pair of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from
-        one pair in one epoch; random_negatives: pairs with another query's item added as least relevant, per labelled
-        pair, and their weight; seeds: one fine-tuning each, their weights averaged; max_queries: train on so many of
-        the labelled queries, None for all; predicted: splits to give predictions of; round_weights: round the encoder
-        to what int8w stores before anything is calibrated; bf16: autocast.
+        perspective's; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each pair
+        of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from one
+        pair in one epoch; random_negatives: pairs with another query's item added as least relevant, per labelled pair,
+        and their weight; seeds: one fine-tuning each, their weights averaged; max_queries: train on so many of the
+        labelled queries, None for all; exact_only: also on pairs of sources that hold only the most relevant class (a
+        grid compares systems without them: teachers and plainer baselines never learn from them); predicted: splits to
+        give predictions of; round_weights: round the encoder to what int8w stores before anything is calibrated; bf16:
+        autocast.
     """
 
     encoder: EncoderRecipe = EncoderRecipe()
@@ -176,6 +178,7 @@ class StudentRecipe(Section):
     random_negative_weight: float = Field(default=0.2, ge=0)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     max_queries: int | None = Field(default=None, ge=1)
+    exact_only: bool = True
     predicted: tuple[Literal["dev", "cal", "test"], ...] = ("dev", "cal", "test")
     round_weights: bool = False
     bf16: bool = False

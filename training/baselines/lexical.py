@@ -8,7 +8,7 @@ Suffixes: N pairs, F scores, V words of the vocabulary, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 from relevance.pairs import LabelledPair
 from relevance.text import TextTemplate
 from training.baselines.score_map import Floats, fit_score_map, labelled_splits, map_scores
-from training.lexical_baseline import fit_and_predict
+from training.lexical_baseline import split_features
 from training.recipe import Split
 from training.runs import Run
 from training.words import stems
@@ -91,11 +91,13 @@ def predict_tfidf(run: Run) -> dict[Split, Floats]:
 
 
 def predict_overlap(run: Run) -> dict[Split, Floats]:
-    """Give the logits of `training.lexical_baseline`: a bi-encoder's cosine and four lexical overlaps.
+    """Give logits from a bi-encoder's cosine and four lexical overlaps, mapped as the other scores are.
 
+    Unlike stage `baseline`, whose classes weigh alike, it has the recipe's weights, as every system beside it.
     Raises: as `predict_baseline`, and RecipeError if the bi-encoder's package is not installed.
     """
-    return fit_and_predict(run, labelled_splits(run))
+    pairs = labelled_splits(run)
+    return _mapped(run, pairs, split_features(pairs, run.recipe.template))
 
 
 def _predict(run: Run, scores: Callable[[TermIndex, Sequence[str], Sequence[str]], Floats]) -> dict[Split, Floats]:
@@ -103,11 +105,15 @@ def _predict(run: Run, scores: Callable[[TermIndex, Sequence[str], Sequence[str]
     texts = {split: _texts(rows, run.recipe.template) for split, rows in pairs.items()}
     every = dict.fromkeys(text for queries, items in texts.values() for text in (*queries, *items))
     index = TermIndex(list(dict.fromkeys(texts["train"][1])), list(every))
-    model = fit_score_map(scores(index, *texts["train"]), pairs["train"], run.recipe)
+    return _mapped(run, pairs, {split: scores(index, *own) for split, own in texts.items()})
+
+
+def _mapped(
+    run: Run, pairs: Mapping[Split, Sequence[LabelledPair]], features: Mapping[Split, Floats]
+) -> dict[Split, Floats]:
+    model = fit_score_map(features["train"], pairs["train"], run.recipe)
     n_classes = run.recipe.label_scheme.n_classes
-    return {
-        split: map_scores(model, scores(index, *own), n_classes) for split, own in texts.items() if split != "train"
-    }
+    return {split: map_scores(model, own_NF, n_classes) for split, own_NF in features.items() if split != "train"}
 
 
 def _texts(pairs: Sequence[LabelledPair], template: TextTemplate) -> tuple[list[str], list[str]]:

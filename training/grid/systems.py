@@ -216,6 +216,7 @@ def check_common(recipe: Recipe) -> None:
         "student.soft_labels": (student.soft_labels, default.soft_labels),
         "student.fit.soft_label_weight": (student.fit.soft_label_weight, 0.0),
         "student.fit.rate_factor": (student.fit.rate_factor, 1.0),
+        "student.fit.max_pair_tokens": (student.fit.max_pair_tokens, None),
         "student.guidance": (student.guidance, default.guidance),
         "student.extractor.slots": (student.extractor.slots, False),
     }

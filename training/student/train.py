@@ -130,7 +130,8 @@ class StudentTraining:
         recipe = self._recipe.student
         start = self._run.folder(WARM_UP) if recipe.warm_up is not None else None
         fits = []
-        labelled = first_queries(self._pairs["train"], recipe.max_queries)
+        labelled = [p for p in self._pairs["train"] if recipe.exact_only or not p.exact_only]
+        labelled = first_queries(labelled, recipe.max_queries)
         for seed in recipe.seeds:
             fits.append(self._folder / "fits" / f"seed_{seed}")
             data = labelled_training_set(labelled, self._soft, self._recipe, seed)
