@@ -13,7 +13,7 @@ from typing import Any
 
 from training.grid import statistics
 from training.grid.fits import Grid
-from training.grid.slices import Slice
+from training.grid.slices import WEIGHTED, Slice
 from training.grid.statistics import Estimate, PairedAccuracy, Sample
 from training.grid.systems import SYSTEMS
 from training.multiplicity import holm
@@ -21,8 +21,9 @@ from training.recipe import Recipe
 
 Pairs = Sequence[tuple[str, str]]
 PRIMARY = "macro_f1"
-COMPARED = (PRIMARY, "accuracy", "ndcg_10", "auc_exact", "auc_irrelevant")
+COMPARED = (PRIMARY, WEIGHTED, "accuracy", "ndcg_10", "auc_exact", "auc_irrelevant")
 BASE = "bert"
+UNGUIDED = "lrkd_no_guidance"
 PRESET = (
     ("lrkd_gat_paper", "bert_paper"),
     ("lrkd_no_guidance_paper", "bert_paper"),
@@ -55,7 +56,8 @@ def differences(judged: Judged, recipe: Recipe) -> dict[str, list[dict[str, Any]
 def families(grid: Grid, recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
     """Give the families of comparisons: (left, right) of each difference left - right, whatever came out.
 
-    Controls, ablations and the paper's preset are listed in full, those that the recipe does not ask for too.
+    Controls, ablations and the paper's preset are listed in full, those that the recipe does not ask for too. Controls
+    also stand against λ = 0: being ahead of a target that only does harm would show nothing.
     """
     ours, rivals = recipe.grid.ours, recipe.grid.rivals
     groups = {s.name: s.group for s in grid.systems}
@@ -70,6 +72,7 @@ def families(grid: Grid, recipe: Recipe) -> dict[str, list[tuple[str, str]]]:
     return {
         "rivals": [(ours, name) for name in rivals],
         "controls": [(ours, name) for name in controls],
+        "controls_unguided": [(name, UNGUIDED) for name in controls if {name, UNGUIDED} <= set(groups)],
         "ablations": [(ours, name) for name in ablations],
         "preset": list(PRESET),
         "rivals_and_bert": [(name, BASE) for name in of_bert],
@@ -142,7 +145,7 @@ def _title(name: str, known: Mapping[str, str]) -> str:
 
 
 def _each(ours: Sample, theirs: Sample, seed: int) -> dict[str, dict[str, float]]:
-    names = [name for name in COMPARED if name in ours.drawn]
+    names = [name for name in COMPARED if name in ours.drawn and name in theirs.drawn]
     each = {name: statistics.difference(ours, theirs, name, seed) for name in names}
     return {name: figure(e) for name, e in each.items() if e is not None}
 

@@ -39,7 +39,10 @@ _GROUPS = {
 _CLAIMS = {
     "controls": "The system could be ahead of plain BERT for reasons that are not the rationale. Each control has the "
     "same size, λ and training, and targets that tell less or nothing. Of a control that the system is not ahead of, "
-    "it is not shown that the rationale does the work.",
+    "it is not shown that the rationale does the work. A wrong target can also do harm: being ahead of a control shows "
+    "something only where that control is not itself behind λ = 0, which the next table tests.",
+    "controls_unguided": "Whether what a control is pulled towards helps or harms, beside no guidance at all, which "
+    "has learning rates of its own.",
     "ablations": "Each ablation leaves a part or all but one of the perspectives out, or puts something simpler in its "
     "place, so that its size may differ; λ = 0 has learning rates of its own. Of an ablation that the system is not "
     "ahead of, it is not shown that the part helps.",
@@ -131,7 +134,7 @@ def summary(results: Mapping[str, Any]) -> list[str]:
 
 
 def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give each system's mean training time, speed, size, and how much of its guidance it met.
+    """Give each system's mean training time, speed, size, how much of its guidance it met, and its tuned values.
 
     No ratios: runs share their cores with whatever else runs, so a fair one comes from benchmarks.training_throughput.
     """
@@ -139,7 +142,8 @@ def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for system in results["systems"]:
         runs = [r for r in results["runs"] if r["system"] == system["name"] and r["state"] == "done"]
         means = {key: _mean([r[key] for r in runs]) for key in keys}
-        rows.append({"name": system["name"], "title": system["title"], **means})
+        tuned = [f"{key.removeprefix('student.')} = {value}" for key, value in (system["tuned"] or {}).items()]
+        rows.append({"name": system["name"], "title": system["title"], "tuned": ", ".join(tuned), **means})
     return rows
 
 

@@ -23,6 +23,13 @@ from training.runs import Run, commit
 
 SMOKE = "smoke"
 SYNTHETIC = "Synthetic privileged-information benchmark; says nothing about ESCI accuracy."
+WORDING = {
+    "marketplace": SYNTHETIC,
+    "esci-mini": "A small sample of the Shopping Queries Dataset with splits of its own: not comparable with published "
+    "ESCI figures. Few complete judgement lists, few pairs outside of the US, and what the rationales know more than "
+    "the students is written by a programme from item fields and from an LLM's readings of some queries.",
+}
+"""What a reader must know first, by data source."""
 NO_RANKING = (
     "A smoke recipe checks that every system trains and is reported: its data and its training are too small to tell "
     "systems apart, so rows stand in the recipe's order and no difference is computed."
@@ -51,7 +58,7 @@ def grid_results(run: Run) -> dict[str, Any]:
         "grid": {key: grid.record.get(key) for key in ("config_hash", "commit", "machine", "allowances")},
         "tuning": _trials(grid, recipe),
         "checks": _flat(grid.record["checks"]) if grid.record.get("checks") else None,
-        "wording": SYNTHETIC if recipe.data.source == "marketplace" else None,
+        "wording": WORDING.get(recipe.data.source),
         "ranking": ranking,
         "no_ranking_because": None if ranking else NO_RANKING,
         "draws": {"all": recipe.grid.draws, "areas": min(AUC_DRAWS, recipe.grid.draws)},
@@ -60,7 +67,10 @@ def grid_results(run: Run) -> dict[str, Any]:
         "seeds": list(recipe.grid.seeds),
         "primary": _described(primary, scheme),
         "ours": recipe.grid.ours,
-        "systems": [_system_row(s, samples.get(s.name), recipe.seed) for s in grid.systems],
+        "systems": [
+            _system_row(s, samples.get(s.name), recipe.seed) | {"tuned": (grid.record.get("tuning") or {}).get(s.name)}
+            for s in grid.systems
+        ],
         "differences": differences(judged, recipe) if ranking else {},
         "gap_closed": _gaps(grid, samples, recipe.seed) if ranking else {},
         "sweeps": response_curves(judged, recipe) if ranking else [],

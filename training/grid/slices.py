@@ -23,7 +23,10 @@ from training.predictions import Predictions
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Figures = dict[str, Floats]
 
+WEIGHTED = "macro_f1_weighted"
+"""Macro-F1 of the class named by label weights that were fitted on dev; the draws leave the weights as they are."""
 MAIN = "main"
 """Source of the pairs that the primary figures are of, where a data set names one."""
 AUC_DRAWS = 1000
@@ -77,15 +80,17 @@ def sample(system: System, part: Slice, scheme: LabelScheme, count_DQ: Counts, *
     """Give a system's figures on a slice.
 
     Args: system: with at least one finished run; count_DQ: draws of the slice's queries; areas: also draw the AUCs.
-    Returns: classes are the arg-max of the raw logits, rankings go by the expected gain of their softmax.
+    Returns: classes are the arg-max of the raw logits, rankings go by the expected gain of their softmax; one more
+        macro-F1, `WEIGHTED`, is of classes named as a service names them, nan without weights.
     """
     logits_SNK = system.logits_SNK[:, part.rows]
     raw_SNK = softmax(logits_SNK)
-    count_SQKK = statistics.confusion_by_query(
-        part.label_N, logits_SNK.argmax(axis=2), part.query_N, n_classes=scheme.n_classes
-    )
-    value = statistics.confusion_figures(count_SQKK.sum(axis=1), scheme.classes)
-    drawn = statistics.confusion_figures(statistics.draw_confusions(count_SQKK, count_DQ), scheme.classes)
+    value, drawn = _named(logits_SNK.argmax(axis=2), part, scheme, count_DQ)
+    if np.isfinite(system.weight_SK).all():
+        weighted = _named((raw_SNK * system.weight_SK[:, None]).argmax(axis=2), part, scheme, count_DQ)
+        value[WEIGHTED], drawn[WEIGHTED] = (figures["macro_f1"] for figures in weighted)
+    else:
+        value[WEIGHTED] = np.full(len(logits_SNK), np.nan)
     ndcg_SQ = np.array([_ndcg(raw_NK, part, scheme) for raw_NK in raw_SNK])
     whole_Q = np.ones((1, part.n_queries), dtype=np.uint8)
     value["ndcg_10"] = statistics.draw_means(ndcg_SQ, whole_Q)[0]
@@ -98,7 +103,8 @@ def sample(system: System, part: Slice, scheme: LabelScheme, count_DQ: Counts, *
                 statistics.draw_auc(positive_N, raw_NK[:, k], part.query_N, count_DQ[:AUC_DRAWS]) for raw_NK in raw_SNK
             ]
             drawn[name] = np.stack(draws, axis=1)
-    value |= _point_figures(raw_SNK, system.weight_SK, part.label_N, scheme)
+    value["ece"] = np.array([reliability.top_label_ece(raw_NK, part.label_N) for raw_NK in raw_SNK])
+    value["brier"] = np.array([reliability.brier(raw_NK, part.label_N) for raw_NK in raw_SNK])
     queries = dict.fromkeys(drawn, part.n_queries) | {"ndcg_10": int((~np.isnan(ndcg_SQ)).any(axis=0).sum())}
     return Sample(system.seeds, system.constant, value, drawn, queries)
 
@@ -128,6 +134,13 @@ def _slice(
     )
 
 
+def _named(predicted_SN: Ints, part: Slice, scheme: LabelScheme, count_DQ: Counts) -> tuple[Figures, Figures]:
+    """Give what named classes are worth, on all queries and on each draw."""
+    count_SQKK = statistics.confusion_by_query(part.label_N, predicted_SN, part.query_N, n_classes=scheme.n_classes)
+    drawn = statistics.confusion_figures(statistics.draw_confusions(count_SQKK, count_DQ), scheme.classes)
+    return statistics.confusion_figures(count_SQKK.sum(axis=1), scheme.classes), drawn
+
+
 def _ndcg(raw_NK: Floats, part: Slice, scheme: LabelScheme) -> Floats:
     """Give nDCG@10 of each query, nan where it has no complete list or nothing to gain; shape (Q,)."""
     score_N, gain_N = expected_gain(raw_NK, scheme), scheme.gain_K[part.label_N]
@@ -137,17 +150,3 @@ def _ndcg(raw_NK: Floats, part: Slice, scheme: LabelScheme) -> Floats:
             for own in part.ranked_Q
         ]
     )
-
-
-def _point_figures(raw_SNK: Floats, weight_SK: Floats, label_N: Ints, scheme: LabelScheme) -> dict[str, Floats]:
-    weighted = [
-        classification.macro_f1(label_N, (raw_NK * w_K).argmax(axis=1), scheme.n_classes)
-        if np.isfinite(w_K).all()
-        else float("nan")
-        for raw_NK, w_K in zip(raw_SNK, weight_SK, strict=True)
-    ]
-    return {
-        "macro_f1_weighted": np.array(weighted),
-        "ece": np.array([reliability.top_label_ece(raw_NK, label_N) for raw_NK in raw_SNK]),
-        "brier": np.array([reliability.brier(raw_NK, label_N) for raw_NK in raw_SNK]),
-    }

@@ -20,6 +20,7 @@ COLUMNS = {
 FAMILIES = {
     "rivals": "Against the rivals",
     "controls": "Against the controls",
+    "controls_unguided": "The controls against λ = 0",
     "ablations": "Against the ablations",
     "preset": "The paper's learning rates",
     "rivals_and_bert": "The rivals against plain BERT",
@@ -69,19 +70,20 @@ def main_table(results: Mapping[str, Any]) -> str:
 
 
 def difference_table(rows: Sequence[Row]) -> str:
-    """Give differences of macro-F1 and accuracy, the detectable difference beside each, with their tests.
+    """Give differences of macro-F1 and accuracy, the detectable difference beside them, with their tests.
 
     McNemar's test is of one pair of runs, and so is the detectable difference beside it.
     """
-    head = ["comparison", "seeds", "Δ macro-F1", "MDD", "p (Holm)", "Δ accuracy", "MDD"]
+    head = ["comparison", "seeds", "Δ macro-F1", "MDD", "p (Holm)", "Δ macro-F1, label weights", "Δ accuracy", "MDD"]
     head += ["McNemar mid-p", "MDD of that pair", "verdict"]
     lines = []
     for row in rows:
         name = f"{row['ours_title']} − {row['theirs_title']}"
         if not row["figures"]:
-            lines.append([name, *("–" for _ in range(8)), row["verdict"]])
+            lines.append([name, *("–" for _ in range(9)), row["verdict"]])
             continue
-        main, accuracy, paired = row["figures"]["macro_f1"], row["figures"]["accuracy"], row["paired"]
+        figures, paired = row["figures"], row["paired"]
+        main, weighted, accuracy = figures["macro_f1"], figures.get("macro_f1_weighted"), figures["accuracy"]
         lines.append(
             [
                 name,
@@ -89,6 +91,7 @@ def difference_table(rows: Sequence[Row]) -> str:
                 signed(main),
                 _plain(main["detectable"]),
                 p_value(row["p_holm"]),
+                signed(weighted) if weighted is not None else "–",
                 signed(accuracy),
                 _plain(accuracy["detectable"]),
                 p_value(paired["mid_p"]),
