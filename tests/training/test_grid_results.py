@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -322,6 +323,9 @@ def test_the_page_is_one_file_that_says_what_it_is(out):
     assert page.count("<svg") == 7
     assert "<td>rate = 2</td>" in page
     assert not re.search(r'(src|href)="https?:', page)
+    charts = {path.stem: path.read_text() for path in (out / "report" / "charts").glob("*.svg")}
+    assert {"forest-rivals", "forest-controls_unguided", "class-f1", "seed-spread"} <= set(charts)
+    assert all(ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg" for text in charts.values())
 
 
 def test_the_table_holds_every_system_and_breaks_no_column(out, results):

@@ -1,4 +1,4 @@
-"""Report of a grid: OUT/report/{results.json, report.html, table.md}; the page fetches nothing."""
+"""Report of a grid: OUT/report/{results.json, report.html, table.md, charts/*.svg}; the page fetches nothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from training.runs import Run, commit, hash_file, log
 RESULTS = "results.json"
 PAGE = "report.html"
 TABLE = "table.md"
+CHARTS = "charts"
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _TEMPLATE = "grid.html.j2"
 _GROUPS = {
@@ -80,6 +81,9 @@ def report_grid(run: Run) -> None:
         (folder / RESULTS).write_text(text, encoding="utf-8")
         (folder / PAGE).write_text(render_grid(results), encoding="utf-8")
         (folder / TABLE).write_text(markdown(results), encoding="utf-8")
+        (folder / CHARTS).mkdir()
+        for name, drawing in drawings(results).items():
+            (folder / CHARTS / f"{name}.svg").write_text(drawing, encoding="utf-8")
         log.info("report: %s", folder / PAGE)
 
 
@@ -96,28 +100,29 @@ def render_grid(results: Mapping[str, Any]) -> str:
         "seconds": _seconds, "p_value": p_value,
     }  # fmt: skip
     try:
-        finished = [system for system in results["systems"] if system["figures"] is not None]
-        run_rows = {family: [r for r in rows if r["figures"]] for family, rows in results["differences"].items()}
-        drawings = {
-            "forests": {
-                family: Markup(charts.forest(rows, FAMILIES[family])) for family, rows in run_rows.items() if rows
-            },
-            "sweeps": {
-                curve["name"]: Markup(charts.response_curve(curve)) for curve in results["sweeps"] if not curve["state"]
-            },
-            "class_f1": Markup(charts.class_f1(finished, results["classes"], results["titles"])),
-            "seed_spread": Markup(charts.seed_spread([r for r in results["runs"] if r["macro_f1"] is not None])),
-        }
         page = environment.get_template(_TEMPLATE)
         return page.render(
-            results=results, charts=drawings, columns=COLUMNS, families=FAMILIES, groups=_GROUPS, claims=_CLAIMS,
-            summary=summary(results), throughput=throughput(results), tuning=_rows(results["tuning"]),
+            results=results, charts=drawings(results), columns=COLUMNS, families=FAMILIES, groups=_GROUPS,
+            claims=_CLAIMS, summary=summary(results), throughput=throughput(results), tuning=_rows(results["tuning"]),
             machine=_rows(results["grid"]["machine"]), allowances=_rows(results["grid"]["allowances"]),
         )  # fmt: skip
     except (KeyError, UndefinedError) as error:
         raise RunError(
             f"{RESULTS}: expected the figures of this version ({error}); run `relevance report` again"
         ) from error
+
+
+def drawings(results: Mapping[str, Any]) -> dict[str, Markup]:
+    """Give every chart of a grid's results as SVG: `forest-FAMILY`, `sweep-NAME`, `class-f1` and `seed-spread`."""
+    finished = [system for system in results["systems"] if system["figures"] is not None]
+    run_rows = {family: [r for r in rows if r["figures"]] for family, rows in results["differences"].items()}
+    drawn = {f"forest-{family}": charts.forest(rows, FAMILIES[family]) for family, rows in run_rows.items() if rows}
+    drawn |= {
+        f"sweep-{curve['name']}": charts.response_curve(curve) for curve in results["sweeps"] if not curve["state"]
+    }
+    drawn["class-f1"] = charts.class_f1(finished, results["classes"], results["titles"])
+    drawn["seed-spread"] = charts.seed_spread([r for r in results["runs"] if r["macro_f1"] is not None])
+    return {name: Markup(drawing) for name, drawing in drawn.items()}
 
 
 def summary(results: Mapping[str, Any]) -> list[str]:
