@@ -72,7 +72,7 @@ class RationalesRecipe(Section):
     Args: generator: `programmatic` writes from item fields the student does not see, `visible` from the title alone
         (a control), `marketplace` and `marketplace-visible` do so in the synthetic world, `teacher` is the run's LLM
         teacher (section `teacher`), whose one rationale a pair names no perspective; query_readings: optional
-        folder with esci_query_reasoning.parquet; splits: which pairs get rationales.
+        folder with esci_query_reasoning.parquet, which `visible` does not read; splits: which pairs get rationales.
     """
 
     generator: Literal["programmatic", "visible", "marketplace", "marketplace-visible", "teacher"] = "programmatic"

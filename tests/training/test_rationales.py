@@ -251,7 +251,7 @@ def test_a_bad_line_is_named(tmp_path):
 
 
 def test_readings_come_from_the_folder_the_recipe_names(tmp_path):
-    """A missing file is an error that names it; with it, the readings are in the text."""
+    """A missing file is an error that names it; with it, the readings are in the text, but not where it is visible."""
     run = run_directory(tmp_path / "run", [LabelledPair(PAIRS[0], "E")])
     option = ["--set", f'rationales.query_readings="{tmp_path}"']
     with pytest.raises(InputError, match=r"esci_query_reasoning\.parquet: expected a file"):
@@ -262,6 +262,10 @@ def test_readings_come_from_the_folder_the_recipe_names(tmp_path):
     main([*run, *option])
 
     assert "Somebody misses the old kettle." in (tmp_path / "run/rationales/rationales.train.jsonl").read_text()
+    main([*run, *option, "--set", "rationales.generator=visible"])
+    text = (tmp_path / "run/rationales/rationales.train.jsonl").read_text()
+    assert '"generator": "visible-' in text
+    assert "Somebody misses" not in text
 
 
 def test_the_stage_needs_the_data_stage(tmp_path):

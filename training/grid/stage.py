@@ -225,7 +225,7 @@ def config_hash(run: Run, recipe: Recipe, members: list[str]) -> str:
     content = _told(recipe)
     shared = {
         stage: json.loads((run.path / stage / DONE).read_text())["inputs"]
-        for stage in (*run.recipe.stages, f"{VISIBLE}/embed", f"{LSA}/embed")
+        for stage in dict.fromkeys((*run.recipe.stages, recipe.student.guidance.store))
         if (run.path / stage / DONE).is_file()
     }
     return hash_json([content, shared, members])

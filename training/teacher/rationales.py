@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     splits: tuple[Split, ...] = ("train", *recipe.splits)
     pair_files = {split: run.require("data") / f"pairs.{split}.parquet" for split in splits}
-    readings = None if recipe.query_readings is None else Path(recipe.query_readings) / READINGS
+    told = recipe.query_readings is not None and recipe.generator != "visible"
+    readings = Path(str(recipe.query_readings)) / READINGS if told else None
     if readings is not None and not readings.is_file():
         raise InputError(f"{readings}: expected a file of query readings, found none")
     intents = run.require("data") / INTENTS if recipe.generator.startswith("marketplace") else None
