@@ -211,6 +211,30 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_policy(polici
         torch.testing.assert_close(killed[name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_a_killed_training_may_go_on_with_another_device_batch(policies, tmp_path, monkeypatch):
+    """Stopped after step 5 with forward passes of 4 rows, passes of 2 end after as many steps at the same weights.
+
+    Without the anchor, whose mean over tokens is one of each forward pass.
+    """
+    quick = {"epochs": 3, "learning_rate": 1e-3, "sft_weight": 0.0}
+    optimisation(policies / "full", **quick).fit(tmp_path / "whole")
+
+    def killing(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_end", killing)
+    with pytest.raises(KeyboardInterrupt):
+        optimisation(policies / "full", **quick).fit(tmp_path / "killed")
+    monkeypatch.undo()
+    optimisation(policies / "full", **quick, device_batch_size=2).fit(tmp_path / "killed")
+    steps = [json.loads((tmp_path / name / "training.json").read_text())["steps"] for name in ("whole", "killed")]
+    assert steps == [12, 12]
+    whole, killed = (load_policy(tmp_path / name / "policy").model.state_dict() for name in ("whole", "killed"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(killed[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
 def test_the_stage_ships_the_policy_that_won_and_tells_both_figures(policies, tmp_path):
     """A decoder of random weights reads as nothing: both have macro-F1 0, DPO does not win, and SFT stays."""
     run = finished_run(tmp_path, policies, preferences())

@@ -15,7 +15,7 @@ from training.teacher.parts import split_parts
 from training.teacher.policy import load_policy
 from training.teacher.prompts import PromptBook
 from training.teacher.sft_rows import SftRow, encode_rows
-from training.teacher.trainer_settings import last_checkpoint, trainer_options
+from training.teacher.trainer_settings import StopOnDivergence, last_checkpoint, trainer_options
 from training.teacher_recipe import TeacherFitRecipe
 
 pytest.importorskip("trl")
@@ -105,6 +105,33 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_and_removed(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_killed_fine_tuning_may_go_on_with_another_device_batch(earlier, tmp_path, monkeypatch):
+    """Stopped after step 5 with forward passes of 4 rows, it ends with passes of 2 after as many steps and tokens.
+
+    Without adapter dropout, which draws other numbers for other passes, it ends at the weights of the whole run.
+    """
+    quick = ("teacher.sft.learning_rate=1e-3", "teacher.lora.dropout=0.0")
+    whole = start(earlier, tmp_path / "whole", *quick)
+    sft.fit_policy(whole)
+
+    def killing(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_end", killing)
+    with pytest.raises(KeyboardInterrupt):
+        sft.fit_policy(start(earlier, tmp_path / "killed", *quick))
+    monkeypatch.undo()
+    run = start(earlier, tmp_path / "killed", *quick, "teacher.sft.device_batch_size=2")
+    sft.fit_policy(run)
+    expected, found = (report_of(one.path)["phases"]["sft"] for one in (whole, run))
+
+    assert (found["steps"], found["tokens_seen"]) == (expected["steps"], expected["tokens_seen"])
+    weights = [load_policy(one.path / "sft" / "policy").model.state_dict() for one in (whole, run)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_the_crsd_teacher_reads_platform_text_first(earlier, tmp_path):

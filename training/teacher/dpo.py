@@ -40,10 +40,10 @@ from training.teacher.trainer_settings import (
     StopOnDivergence,
     check_finite,
     fit_inputs,
-    last_checkpoint,
     own_accelerator,
     processes,
     quiet,
+    resume_point,
     trainer_options,
 )
 from training.teacher_recipe import DpoRecipe
@@ -130,7 +130,7 @@ class Optimisation:
         trainer = self.trainer(checkpoints)
         longest = check_lengths(trainer.train_dataset, self.rows, self.recipe.max_tokens)
         try:
-            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+            trainer.train(resume_from_checkpoint=_resume_point(trainer, checkpoints))
             check_finite(trainer.model, STAGE)
         except CollapseError:
             shutil.rmtree(checkpoints, ignore_errors=True)
@@ -212,13 +212,13 @@ def _dialogue(row: Preference, thinking: bool) -> dict[str, Any]:
     }
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Give the last whole checkpoint, without its copy of the reference.
+def _resume_point(trainer: DPOTrainer, folder: Path) -> str | None:
+    """Give the last whole checkpoint to go on from, without its copy of the reference.
 
     transformers 4.57 loads either the adapters in a checkpoint's sub-folders or the one beside them: with the reference
     in a sub-folder it would leave the trained adapter out and go on from the SFT policy without a word.
     """
-    checkpoint = last_checkpoint(folder)
+    checkpoint = resume_point(trainer, folder)
     if checkpoint is not None and processes().is_main_process:
         shutil.rmtree(Path(checkpoint) / _REFERENCE, ignore_errors=True)
     processes().wait_for_everyone()

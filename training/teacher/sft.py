@@ -51,10 +51,10 @@ from training.teacher.trainer_settings import (
     StopOnDivergence,
     check_finite,
     fit_inputs,
-    last_checkpoint,
     own_accelerator,
     processes,
     quiet,
+    resume_point,
     trainer_options,
 )
 
@@ -173,7 +173,7 @@ class FineTuning:
         log.info("%s: %d rows, %d tokens an epoch, %d trained weights", phase.name, len(rows.learned), tokens, trained)
         started = time.monotonic()
         try:
-            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+            trainer.train(resume_from_checkpoint=resume_point(trainer, work))
             check_finite(trainer.model, STAGE)
         except CollapseError:
             # A checkpoint of weights that diverge leads to the same end again.
