@@ -187,12 +187,15 @@ class DpoRecipe(TeacherFitRecipe):
 class JudgeRecipe(Section):
     """Stage `judge`: what a teacher is worth.
 
-    Args: pairs: of the split, whole queries, None for all; samples: for pass@k curves; choice_pairs: dev pairs on which
-        the best single perspective is chosen; faithfulness_pairs: of the early-answer and fact-corruption tests.
+    Args: pairs: of the split, whole queries, that are answered greedily, None for all; draw_pairs: of these, whole
+        queries, that are answered `samples` times from each perspective, for pass@k curves, None for all of them;
+        choice_pairs: dev pairs on which the best single perspective is chosen; faithfulness_pairs: of the early-answer
+        and fact-corruption tests.
     """
 
     split: Literal["dev", "test"] = "test"
     pairs: int | None = Field(default=2000, ge=1)
+    draw_pairs: int | None = Field(default=None, ge=1)
     samples: int = Field(default=5, ge=1)
     choice_pairs: int = Field(default=300, ge=1)
     faithfulness_pairs: int = Field(default=200, ge=0)

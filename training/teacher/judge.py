@@ -92,7 +92,8 @@ def judge_policy(run: Run, policy: PolicyName | None = None, split: JudgeSplit |
     data = run.require("data")
     files = {part: hash_file(data / f"pairs.{part}.parquet") for part in dict.fromkeys(("dev", section.split))}
     inputs = {
-        "judge": section.model_dump(mode="json"),
+        # Left out where it is the default: a key that is younger than a judgement does not ask for another one.
+        "judge": section.model_dump(mode="json", exclude={"draw_pairs"} if section.draw_pairs is None else None),
         "prompt": teacher.prompt.model_dump(mode="json"),
         "sampling": teacher.sampling.model_dump(mode="json", exclude=ASIDE),
         "view": asked_view(teacher),
@@ -127,6 +128,15 @@ def judged_pairs(run: Run, split: JudgeSplit, most: int | None) -> list[Labelled
     return fair if most is None else gate_pairs(fair, most)
 
 
+def drawn_pairs(run: Run, labelled: Sequence[LabelledPair]) -> list[LabelledPair]:
+    """Choose those of the judged pairs that are answered several times: whole queries, all without a bound.
+
+    Args: labelled: as `judged_pairs` gives them.
+    """
+    most = run.recipe.teacher.judge.draw_pairs
+    return list(labelled) if most is None else gate_pairs(labelled, most)
+
+
 def read_judged(run: Run, folder: Path, labelled: Sequence[LabelledPair]) -> Judged:
     """Read what a judge's answers are in a folder.
 
@@ -140,6 +150,7 @@ def read_judged(run: Run, folder: Path, labelled: Sequence[LabelledPair]) -> Jud
         asked = (tuple(judged_pairs(run, "dev", section.choice_pairs)), tuple(read_samples(choice)))
     return Judged(
         labelled=tuple(labelled),
+        drawn=tuple(drawn_pairs(run, labelled)),
         greedy=tuple(read_samples(folder / "greedy.jsonl")),
         draws=tuple(read_samples(folder / "samples.jsonl")),
         choice=asked,
@@ -161,7 +172,7 @@ def answer_pairs(
     asking = _Asking(run, folder, book, asked_view(teacher), greedy, drawn)
     pairs = [one.pair for one in labelled]
     _ask(asking, "greedy", pairs)
-    _ask(asking, "samples", pairs)
+    _ask(asking, "samples", [one.pair for one in drawn_pairs(run, labelled)])
     if _needs_choice(run):
         _ask(asking, "samples.dev", [one.pair for one in judged_pairs(run, "dev", teacher.judge.choice_pairs)])
     answers = list(read_samples(folder / "greedy.jsonl"))

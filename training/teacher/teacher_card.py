@@ -202,7 +202,22 @@ def _figures(report: Report) -> str:
     table = _table(["figure", "teacher", f"always {majority['class']}"], rows)
     other = report["probabilities"]["other_label"]
     note = "" if not other else f"\n\nThe most probable class is not the one named in {other:.1%} of the answers."
-    return f"{table}{note}\n\n{_answers(report)}"
+    return "\n\n".join([f"{table}{note}", *_sources(report), _answers(report)])
+
+
+def _sources(report: Report) -> list[str]:
+    """Give a table of the sources, where the judged pairs are of several."""
+    rows = [
+        [
+            name,
+            str(own["n_pairs"]),
+            str(own["n_queries"]),
+            *(f"{shown(own[figure])} ({own['majority'][figure]:.3f})" for figure in ("accuracy", "macro_f1")),
+        ]
+        for name, own in report["sources"].items()
+    ]
+    head = ["source", "pairs", "queries", "accuracy (commonest class)", "macro-F1 (commonest class)"]
+    return [_table(head, rows)] if rows else []
 
 
 def _answers(report: Report) -> str:
@@ -220,7 +235,10 @@ def _answers(report: Report) -> str:
 def _perspectives(report: Report) -> str:
     own = report["perspectives"]
     head = ["perspective", *(f"pass@{k}" for k in range(1, own["samples"] + 1))]
-    parts = [_table(head, [[name, *map(shown, curve)] for name, curve in own["pass_at_k"].items()])]
+    parts = [
+        f"{own['samples']} answers a perspective to {own['n_pairs']} pairs of {own['n_queries']} queries.",
+        _table(head, [[name, *map(shown, curve)] for name, curve in own["pass_at_k"].items()]),
+    ]
     if own["agreement"]:
         rows = [
             [name, shown(row["same"]), "–" if row["kappa"] is None else f"{row['kappa']:.3f}", str(row["n_pairs"])]
