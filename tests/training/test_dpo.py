@@ -141,6 +141,9 @@ def test_a_trained_policy_is_loaded_again_without_the_reference(policies, tmp_pa
     figures = json.loads((tmp_path / "training.json").read_text())
     assert (figures["steps"], figures["preferences"], figures["longest"] <= FIT.max_tokens) == (4, 16, True)
     assert figures["first_step"]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert figures["last_steps"]["steps"] == 4
+    assert figures["last_steps"]["rewards/margins"] < figures["last_step"]["rewards/margins"]
+    assert 0 < figures["last_steps"]["rewards/accuracies"] <= 1
 
 
 def test_a_learning_rate_that_blows_up_stops_and_ships_nothing(policies, tmp_path):
@@ -289,11 +292,12 @@ def test_a_run_without_dev_pairs_is_told_before_it_trains(policies, tmp_path):
 
 
 def test_too_few_preferences_leave_the_sft_policy_the_teacher(policies, tmp_path):
-    """Seven rows: nothing is trained, and the report says why."""
+    """Seven rows: nothing is trained, the report says why, and the SFT policy has its figures on dev pairs."""
     run = finished_run(tmp_path, policies, preferences(LEAST_PREFERENCES - 1))
     optimise_policy(run)
     report = json.loads((tmp_path / "dpo" / "report.json").read_text())
-    assert (report["shipped"], report["gate"], report["training"]) == ("sft", None, None)
+    assert (report["shipped"], report["training"]) == ("sft", None)
+    assert (report["gate"]["pairs"], report["gate"]["sft"]["macro_f1"], "dpo" in report["gate"]) == (12, 0.0, False)
     assert "7 preferences" in report["reason"]
     assert not (tmp_path / "dpo" / "policy").exists()
     assert final_policy(run) == tmp_path / "sft" / "policy"

@@ -243,6 +243,7 @@ def test_a_killed_judge_asks_only_what_is_missing(judged, tmp_path):
             assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
+_DPO = {"last_steps": {"steps": 10, "rewards/accuracies": 0.625, "rewards/margins": 0.0312}}
 _PHASE = {"rows": 400, "tokens_seen": 120000, "trained_parameters": 5000, "parameters": 9000}
 
 
@@ -263,7 +264,8 @@ def shipped_report(judged):
             },
         },
         "sft": {"seconds": 30.0, "report": {"phases": {"mpcot": _PHASE}}},
-        "dpo": {"seconds": 20.0, "report": {"shipped": "sft", "reason": "DPO did not win"}},
+        "preferences": {"seconds": 5.0, "report": {"preferences": 90, "pairs": 120, "crossing": 0.6}},
+        "dpo": {"seconds": 20.0, "report": {"shipped": "sft", "reason": "DPO did not win", "training": _DPO}},
     }
     return {"policy": "shipped", "commit": "0", **report}
 

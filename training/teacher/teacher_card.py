@@ -182,12 +182,25 @@ def _stage_outcome(stage: str, own: Report) -> str:
     if stage == "generate" and "kept" in own:
         return f"{own['kept']:,} rationales kept of {own['answered']:,} answers"
     if stage == "preferences" and "preferences" in own:
-        return f"{own['preferences']:,} preference pairs of {own['pairs']:,} reserved pairs"
+        crossing = own.get("crossing")
+        across = "" if crossing is None else f", {crossing:.0%} of them across perspectives"
+        return f"{own['preferences']:,} preference pairs of {own['pairs']:,} reserved pairs{across}"
     if stage == "dpo" and "shipped" in own:
-        return f"ships {own['shipped']}: {own['reason']}"
+        return f"ships {own['shipped']}: {own['reason']}{_dpo_end(own)}"
     if stage == "sft" and own.get("phases"):
         return ", ".join(f"{name}: {phase['rows']:,} rows" for name, phase in own["phases"].items())
     return "–"
+
+
+def _dpo_end(own: Report) -> str:
+    """Say how DPO's training ended, where one was made."""
+    last = (own.get("training") or {}).get("last_steps")
+    if last is None:
+        return ""
+    return (
+        f"; over its last {last['steps']} steps reward accuracy {last['rewards/accuracies']:.2f} and margin "
+        f"{last['rewards/margins']:.3f}"
+    )
 
 
 def _figures(report: Report) -> str:
