@@ -83,8 +83,9 @@ class TeacherPretrainRecipe(Section):
     """Stage `teacher_pretrain`: next-token training from scratch on platform text and on instructions.
 
     Args: steps, batch_size: of sequences of `context` tokens packed from documents; instructed: share of documents that
-        are prompts of one perspective with the programmatic annotator's rationale and its own guess of the label (never
-        the gold one), so that the base follows prompts as a pre-trained model would.
+        are prompts, of every view alike, with the programmatic annotator's rationale and its own guess of the label
+        (never the gold one), so that the base follows prompts as a pre-trained model would; pairs that are reserved for
+        preferences are not among them.
     """
 
     steps: int = Field(default=500, ge=1)

@@ -140,7 +140,10 @@ def _base_has_read(teacher: Report) -> str:
     if teacher["base"] != "scratch":
         return "what its makers gave it, which may hold public data sets"
     folds = ", those left out by a fold too" if teacher["folds"] > 1 else ""
-    return f"texts of all training pairs{folds}, and an annotator's rationales and guesses of them; no gold label"
+    return (
+        f"texts of all training pairs{folds}, and an annotator's rationales and guesses of those not reserved for "
+        "preferences; the guesses come from a classifier fitted on the gold labels of other training queries"
+    )
 
 
 def _weights(report: Report) -> str:
