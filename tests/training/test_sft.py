@@ -146,6 +146,20 @@ def test_the_crsd_teacher_reads_platform_text_first(earlier, tmp_path):
     assert load_policy(run.path / "sft" / "policy").record.base.endswith("teacher_pretrain/policy")
 
 
+def test_one_perspective_reads_as_many_tokens_as_three(earlier, tuned, tmp_path):
+    """About three epochs of the teacher of three for one of its own; up to a step's rounding the tokens are equal."""
+    one = ('teacher.perspectives=["rule"]', 'teacher.equal_tokens_with=["user", "struct", "rule"]')
+    run = start(earlier, tmp_path, *one, "teacher.sft.save_steps=99")
+    sft.fit_policy(run)
+    expected, found = (report_of(path)["phases"]["sft"] for path in (tuned.path, tmp_path))
+    step = 8 * found["longest"]
+
+    assert report_of(tmp_path)["view"] == "rule"
+    assert found["epochs"] == pytest.approx(2 * expected["tokens_per_epoch"] / found["tokens_per_epoch"])
+    assert 5 < found["epochs"] < 7
+    assert expected["tokens_seen"] - step <= found["tokens_seen"] <= expected["tokens_seen"] + step
+
+
 def test_the_curriculum_s_phases_follow_each_other_and_a_finished_one_is_not_trained_again(
     earlier, tmp_path, monkeypatch
 ):
