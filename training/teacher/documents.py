@@ -1,6 +1,7 @@
 """What a small decoder from scratch reads: platform text, chat documents, and both packed into windows.
 
-No document holds its pair's gold label: chat documents end with the annotator's own guess. Suffixes: N windows, L tokens.
+No document holds its pair's gold label: chat documents end with the annotator's own guess. Suffixes: N windows, L
+tokens.
 """
 
 from __future__ import annotations
@@ -65,10 +66,7 @@ def instructions(
     """
     jobs = [(pair, view) for pair in pairs if pair.item.title.strip() for view in views]
     random.Random(f"instructions {seed}").shuffle(jobs)
-    asked = {
-        prompt_key(pair.pair_id, view): tuple(book.messages(pair, view))
-        for pair, view in jobs[:count]
-    }
+    asked = {prompt_key(pair.pair_id, view): tuple(book.messages(pair, view)) for pair, view in jobs[:count]}
     prompts = (Prompt(key, messages, samples=1) for key, messages in asked.items())
     answers = {done.key: done.text for done in generator.complete(prompts) if done.error is None}
     return [

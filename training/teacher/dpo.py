@@ -11,7 +11,8 @@ plain DPO may lower both (trl issue 2382).
 Gate (`training.teacher.gate`): both policies answer the same dev pairs (whole queries) greedily, an answer without a
 label counts as wrong, and DPO's policy is shipped only if it wins by more than `dpo.gate_margin` of macro-F1; else the
 SFT policy stays the teacher, as it does when there are fewer than `LEAST_PREFERENCES` preferences to learn from; it
-then answers the gate's pairs alone, so that it has dev figures as any other. With another margin or other pairs the policy that is there is judged anew. A loss that is no number ships nothing.
+then answers the gate's pairs alone, so that it has dev figures as any other. With another margin or other pairs the
+policy that is there is judged anew. A loss that is no number ships nothing.
 
 Under `accelerate launch` the last batch of an epoch repeats some of the first rows, so that all processes have as many:
 at most one row fewer than processes × `dpo.device_batch_size`.

@@ -49,7 +49,8 @@ class Judged:
     """What a judge has read from its folder.
 
     Args: labelled: the pairs asked about; drawn: those of them with several answers; greedy: an answer to each of
-        `labelled`, in their order; draws: answers to `drawn`, by perspective; choice: the same of dev pairs, with labels, None where none were asked; forced: None where labels could not be forced;
+        `labelled`, in their order; draws: answers to `drawn`, by perspective; choice: the
+        same of dev pairs, with labels, None where none were asked; forced: None where labels could not be forced;
         swapped: answers to changed pairs, None where none were asked; seconds: by part: answers and seconds of them.
     """
 

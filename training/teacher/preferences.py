@@ -324,7 +324,7 @@ def _mean_lengths(lengths: Sequence[tuple[int, int]]) -> dict[str, float | int |
     return {"pairs": len(lengths), "chosen": round(float(chosen), 2), "rejected": round(float(rejected), 2)}
 
 
-def _crossings(rows: Sequence[Preference], views: Sequence[str]) -> dict[str, Any]:
+def _crossings(rows: Sequence[Preference], views: Sequence[View]) -> dict[str, Any]:
     """Count preferences by the perspective of the chosen answer and that of the rejected one.
 
     Returns: `chosen_rejected_views`: chosen → rejected → rows, and `crossing`: the share of rows whose two answers are
