@@ -221,10 +221,10 @@ class TeacherRecipe(Section):
     Args: base: hub name or path of an instruction-tuned decoder, or `scratch` for the one of stage `teacher_pretrain`;
         method: `mpcot` or the rivals `progressive` (LREF's curriculum) and `crsd` (its teacher); perspectives: that SFT
         learns from, one for a Best-SingleCoT; equal_tokens_with: perspectives of another teacher: SFT reads as many
-        tokens as that one's, by more epochs of its own rows, None for `sft.epochs`; lora: false trains all weights; folds:
-        parts of the training queries, of which `fold` is left out of everything, to be annotated by a teacher that
-        never saw it (1: none is); annotated_by: who writes rationales and labels for students: the fine-tuned `policy`,
-        or the `base` model as it is, such as a hosted one.
+        tokens as that one's, by more epochs of its own rows, None for `sft.epochs`; lora: false trains all weights;
+        folds: parts of the training queries, of which `fold` is left out of everything, to be annotated by a teacher
+        that never saw it (1: none is); annotated_by: who writes rationales and labels for students: the fine-tuned
+        `policy`, or the `base` model as it is, such as a hosted one.
     """
 
     base: str = "Qwen/Qwen3-14B"

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 from relevance.errors import InputError, RunError
 from relevance.labels import ESCI
+from training.grid import teacher_stage
 from training.grid.teacher_comparison import (
     RESULTS,
     TABLE,
@@ -24,7 +25,7 @@ from training.grid.teacher_systems import EQUAL_TOKENS, SINGLE
 from training.grid.teacher_table import teacher_table
 from training.predictions import Predictions, write_predictions
 from training.recipe import load_recipe
-from training.runs import Run
+from training.runs import DONE, Run
 from training.teacher.samples import sample_line
 
 N_QUERIES, N_ITEMS = 40, 6
@@ -263,6 +264,46 @@ def test_a_folder_of_jobs_becomes_a_table(tmp_path):
     assert "| MPCoT, SFT | 3 | 0." in table
     assert "| SingleCoT, business rule, SFT | 0 | not run |" in table
     assert "chosen on dev pairs: SingleCoT, user intent, SFT; SingleCoT, user intent, SFT+DPO." in table
+
+
+def make_by_hand(out, system, teacher):
+    """Write what the stages of one teacher leave when they are called one by one: reports, and both judgements."""
+    folder = out / "teachers" / system / "seed_0"
+    for phase in ("sft", "dpo"):
+        write_judged(folder / f"judge_{phase}", judged(0.9, 0))
+        (folder / f"judge_{phase}" / "report.json").write_text(json.dumps({"teacher": teacher}))
+    last = {"rewards/accuracies": 0.75, "rewards/margins": 0.1}
+    gate = {phase: {"macro_f1": 0.8} for phase in ("sft", "dpo")}
+    for stage, report in {
+        "sft": {"phases": {"sft": {"tokens_seen": 1234}}},
+        "preferences": {"crossing": 0.5},
+        "dpo": {"gate": gate, "training": {"preferences": 77, "last_steps": last}},
+    }.items():
+        (folder / stage).mkdir()
+        (folder / stage / DONE).write_text('{"inputs": ""}')
+        (folder / stage / "report.json").write_text(json.dumps(report))
+
+
+def test_teachers_whose_stages_were_called_by_hand_are_compared_and_nothing_is_run(tmp_path):
+    """One is there, the others are not run; a folder that holds another teacher is refused by its key."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE + '[teacher.sampling]\nkind = "openai"\n')
+    recipe = load_recipe(str(path))
+    out = tmp_path / "out"
+    words = [str(path), "--out", str(out), "--compare-only"]
+    make_by_hand(out, "mpcot", recipe.teacher.model_dump(mode="json"))
+    assert teacher_stage.main(words) == 0
+    assert teacher_stage.main(words) == 0
+    results = json.loads((out / "teachers" / RESULTS).read_text())
+    learned = {"sft_tokens": 1234, "dpo_rows": 77, "crossing": 0.5, "reward_accuracy": 0.75, "reward_margin": 0.1}
+    expected = {f"{name}_{phase}": [] for name in recipe.grid.teachers for phase in ("sft", "dpo")}
+
+    assert {row["name"]: row["seeds"] for row in results["teachers"]} == expected | {"mpcot_sft": [0], "mpcot_dpo": [0]}
+    assert results["learned"] == {"mpcot": learned}
+    assert not (out / "data").exists()
+    make_by_hand(out, "single_rule", recipe.teacher.model_dump(mode="json"))
+    with pytest.raises(RunError, match=r"single_rule.*expected teacher\.perspectives = \['rule'\]"):
+        teacher_stage.main(words)
 
 
 def test_a_job_that_had_too_few_preferences_has_no_figures_after_dpo(tmp_path):

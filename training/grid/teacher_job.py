@@ -35,6 +35,14 @@ def _teach(run: Run, _: str) -> dict[str, Any]:
     judge_policy(run, policy="sft")
     if (run.path / "dpo" / "policy").is_dir():
         judge_policy(run, policy="dpo")
+    return outcome(run)
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """Give DPO's decision and what a teacher learned from, of a run whose stage `dpo` has finished.
+
+    Raises: RunError: if an earlier stage has not.
+    """
     gate = _report(run, "dpo")
     return {"gate": gate, "learned": _learned(run, gate)}
 

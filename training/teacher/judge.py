@@ -42,6 +42,7 @@ from training.teacher.samples import Sample, read_samples, sample_pairs, write_s
 from training.teacher.sft_rows import asked_view
 from training.teacher.teacher_card import teacher_card
 from training.teacher.text_generators import make_text_generator, noted
+from training.teacher_recipe import TeacherRecipe
 
 PolicyName = Literal["base", "sft", "dpo"]
 JudgeSplit = Literal["dev", "test"]
@@ -146,7 +147,7 @@ def read_judged(run: Run, folder: Path, labelled: Sequence[LabelledPair]) -> Jud
     choice = folder / "samples.dev.jsonl"
     forced, swapped = folder / _FORCED, folder / _SWAPPED
     asked = None
-    if _needs_choice(run):
+    if needs_choice(run.recipe.teacher):
         asked = (tuple(judged_pairs(run, "dev", section.choice_pairs)), tuple(read_samples(choice)))
     return Judged(
         labelled=tuple(labelled),
@@ -173,7 +174,7 @@ def answer_pairs(
     pairs = [one.pair for one in labelled]
     _ask(asking, "greedy", pairs)
     _ask(asking, "samples", [one.pair for one in drawn_pairs(run, labelled)])
-    if _needs_choice(run):
+    if needs_choice(run.recipe.teacher):
         _ask(asking, "samples.dev", [one.pair for one in judged_pairs(run, "dev", teacher.judge.choice_pairs)])
     answers = list(read_samples(folder / "greedy.jsonl"))
     by_id = {pair.pair_id: pair for pair in pairs}
@@ -254,9 +255,8 @@ def _policy_folder(run: Run, policy: PolicyName | None) -> str | Path:
     return folder
 
 
-def _needs_choice(run: Run) -> bool:
+def needs_choice(teacher: TeacherRecipe) -> bool:
     """Say whether the best perspective must be chosen on other pairs than the judged ones."""
-    teacher = run.recipe.teacher
     return teacher.judge.split != "dev" and 1 < len(teacher.perspectives) <= teacher.judge.samples
 
 
