@@ -266,6 +266,24 @@ def test_a_folder_of_jobs_becomes_a_table(tmp_path):
     assert "chosen on dev pairs: SingleCoT, user intent, SFT; SingleCoT, user intent, SFT+DPO." in table
 
 
+def test_the_base_model_is_compared_under_each_prompt_that_it_was_judged_with(tmp_path):
+    """One run each, which stands beside any seed; without examples the title does not say few-shot."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE + "[teacher.prompt]\nshots = 0\n")
+    for seed in range(3):
+        finish(tmp_path, "mpcot", seed, 0.9)
+    write_judged(tmp_path / "judge_base", judged(0.5, 0))
+    write_judged(tmp_path / "judge_base_rule", judged(0.4, 0))
+    write_comparison(Run(load_recipe(str(path)), tmp_path), tmp_path / "teachers")
+    results = json.loads((tmp_path / "teachers" / RESULTS).read_text())
+    verdicts = {(row["ours"], row["theirs"]): row["verdict"] for row in results["differences"]["others"]}
+    table = (tmp_path / "teachers" / TABLE).read_text()
+
+    assert verdicts["mpcot_sft", "base"] == verdicts["mpcot_sft", "base_rule"] == "ahead"
+    assert ("mpcot_sft", "base_user") not in verdicts
+    assert "| base model, without examples, business rule | 1 | 0." in table
+
+
 def make_by_hand(out, system, teacher):
     """Write what the stages of one teacher leave when they are called one by one: reports, and both judgements."""
     folder = out / "teachers" / system / "seed_0"

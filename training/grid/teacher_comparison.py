@@ -23,8 +23,8 @@ from training.grid.comparisons import NOT_RUN, figure, verdict
 from training.grid.results import SYNTHETIC
 from training.grid.slices import Slice, commonest_class, slices_of
 from training.grid.statistics import Sample
-from training.grid.teacher_results import BASE, COMPARED, PHASES, PRIMARY, read_results
-from training.grid.teacher_systems import EQUAL_TOKENS, MPCOT, SINGLE, teachers_of
+from training.grid.teacher_results import BASES, COMPARED, PHASES, PRIMARY, read_results
+from training.grid.teacher_systems import EQUAL_TOKENS, MPCOT, SINGLE, TITLES, teachers_of
 from training.grid.teacher_table import teacher_table
 from training.multiplicity import holm
 from training.predictions import Predictions
@@ -113,7 +113,7 @@ def families_of(
 ) -> dict[str, list[tuple[str, str]]]:
     """Give the families of comparisons, those that were not run included.
 
-    Args: names: of teachers with their phase, and `base`; best: by group and phase, its best teacher; None stands in a
+    Args: names: of teachers with their phase, and `BASES`; best: by group and phase, its best teacher; None stands in a
         comparison under a name that nothing has, which is then not run.
     """
 
@@ -135,8 +135,7 @@ def families_of(
         for name in names
         if name.endswith(f"_{phase}") and not name.startswith(f"{MPCOT}_")
     ]
-    if BASE in names:
-        others.append((f"{MPCOT}_sft", BASE))
+    others += [(f"{MPCOT}_sft", name) for name in BASES if name in names]
     return {"main": main, "equal_tokens": equal, "others": [pair for pair in others if pair not in known]}
 
 
@@ -147,7 +146,9 @@ def _titles(run: Run) -> dict[str, str]:
     titles |= {
         f"{group}best_{phase}": f"{CHOSEN[group]}, {words}" for group in CHOSEN for phase, words in PHASES.items()
     }
-    return titles | {BASE: "base model, few-shot"}
+    shots = "few-shot" if run.recipe.teacher.prompt.shots else "without examples"
+    asked = {name: name.partition("_")[2] for name in BASES}
+    return titles | {name: f"base model, {shots}{', ' + TITLES[own] if own else ''}" for name, own in asked.items()}
 
 
 def compare_teachers(
@@ -156,7 +157,7 @@ def compare_teachers(
     """Give every teacher's figures and the differences of each family.
 
     Args: predictions: of stage `judge` by teacher and seed, no seeds for a teacher that was not run; the one run of
-        `base` stands beside any seed of another; seed: of the draws.
+        a base stands beside any seed of another; seed: of the draws.
     Returns: of the primary slice (`training.grid.slices`) `slice`, its name, `n_pairs`, `n_queries`, `commonest`
         (naming the commonest class), `teachers`: rows of name, seeds and figures, and `differences`: by family rows of
         ours, theirs, figures, Holm's p of macro-F1 and a verdict; `slices`: by name of each further slice the same but
@@ -198,7 +199,7 @@ def _samples(
             )
             value = _figures(count_SQKK.sum(axis=1), scheme)
             drawn = _figures(statistics.draw_confusions(count_SQKK, count_DQ), scheme)
-            samples[name] = Sample(seeds, name == BASE, value, drawn, dict.fromkeys(value, part.n_queries))
+            samples[name] = Sample(seeds, name in BASES, value, drawn, dict.fromkeys(value, part.n_queries))
     return samples
 
 

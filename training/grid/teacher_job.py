@@ -51,7 +51,7 @@ def _learned(run: Run, gate: dict[str, Any]) -> dict[str, float]:
     """Give what a teacher learned from: tokens that SFT read, over all phases and epochs, and DPO's preferences.
 
     Of the preferences also the share that crosses perspectives, and the rewards of DPO's last steps; none of these
-    where DPO has not trained.
+    where DPO has not trained, or before its report told them.
     """
     phases, preferences = (_report(run, stage) for stage in ("sft", "preferences"))
     training = gate["training"]
@@ -59,7 +59,7 @@ def _learned(run: Run, gate: dict[str, Any]) -> dict[str, float]:
         "sft_tokens": sum(phase["tokens_seen"] for phase in phases["phases"].values()),
         "dpo_rows": 0 if training is None else training["preferences"],
     }
-    if training is not None:
+    if training is not None and "last_steps" in training and "crossing" in preferences:
         told |= {"crossing": preferences["crossing"]}
         told |= {f"reward_{one}": training["last_steps"][key] for one, key in _REWARDS.items()}
     return told

@@ -18,12 +18,14 @@ from relevance.labels import LabelScheme
 from training.grid.status import STATUS
 from training.grid.teacher_systems import teachers_of
 from training.predictions import Predictions, read_predictions
+from training.recipe import PERSPECTIVES
 from training.runs import Run
 from training.teacher.samples import read_samples
 
 Row = dict[str, Any]
 PHASES = {"sft": "SFT", "dpo": "SFT+DPO"}
-BASE = "base"
+BASES = ("base", *(f"base_{perspective}" for perspective in PERSPECTIVES))
+"""The base model as it is, asked under the run's own prompt and under one perspective's alone."""
 PRIMARY = "macro_f1"
 COMPARED = (PRIMARY, "accuracy")
 
@@ -32,9 +34,9 @@ COMPARED = (PRIMARY, "accuracy")
 class TeacherResults:
     """The finished jobs of a comparison.
 
-    Args: predictions: by teacher and phase (`mpcot_sft`), and `base`: seed → the classes that its answers name; gates:
-        by teacher, a gate a finished seed: phase → figures on dev pairs; learned: by teacher, what it learned from, as
-        means over its finished seeds.
+    Args: predictions: by teacher and phase (`mpcot_sft`), and of `BASES`: seed → the classes that its answers name;
+        gates: by teacher, a gate a finished seed: phase → figures on dev pairs; learned: by teacher, what it learned
+        from, as means over its finished seeds.
     """
 
     predictions: Mapping[str, dict[int, Predictions]]
@@ -64,9 +66,9 @@ def read_results(run: Run, folder: Path) -> TeacherResults:
         for phase in ("sft", *(phase for phase in PHASES if phase != "sft" and phase in gate)):
             if (job / f"judge_{phase}" / _file(split)).is_file():
                 predictions[f"{name}_{phase}"][seed] = named_predictions(job / f"judge_{phase}", split, scheme)
-    base = run.path / "judge_base"
-    if (base / _file(split)).is_file():
-        predictions[BASE] = {run.recipe.seed: named_predictions(base, split, scheme)}
+    for name in BASES:
+        if (run.path / f"judge_{name}" / _file(split)).is_file():
+            predictions[name] = {run.recipe.seed: named_predictions(run.path / f"judge_{name}", split, scheme)}
     return TeacherResults(predictions, gates, {name: _means(own) for name, own in told.items() if any(own)})
 
 

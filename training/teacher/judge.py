@@ -19,7 +19,7 @@ from relevance.errors import InputError, RecipeError, RunError
 from relevance.pairs import LabelledPair, Pair, read_labelled_pairs
 from training.evaluate import TEST_READS
 from training.predictions import write_predictions
-from training.recipe import View
+from training.recipe import PERSPECTIVES, Perspective, View
 from training.runs import Run, commit, hash_file, log, stage_arguments
 from training.teacher.collect import ASIDE
 from training.teacher.faithfulness import chosen_answers, early_jobs, swap_facts
@@ -49,6 +49,9 @@ JudgeSplit = Literal["dev", "test"]
 POLICIES: tuple[PolicyName, ...] = ("base", "sft", "dpo")
 OPTIONS = argparse.ArgumentParser(add_help=False)
 OPTIONS.add_argument("--policy", choices=POLICIES, help="judge this policy instead of the one that is shipped")
+OPTIONS.add_argument(
+    "--perspective", choices=PERSPECTIVES, help="of --policy base: ask under this perspective's prompt alone"
+)
 REPORT, CARD = "report.json", "card.md"
 _SECONDS = "seconds.jsonl"
 _FORCED = "forced.jsonl"
@@ -70,23 +73,38 @@ class _Asking:
 def main(argv: list[str]) -> int:
     """Run the stage; see the module."""
     run = stage_arguments(argv, "judge", __doc__, OPTIONS)
-    judge_policy(run, OPTIONS.parse_known_args(argv)[0].policy)
+    options = OPTIONS.parse_known_args(argv)[0]
+    judge_policy(run, options.policy, perspective=options.perspective)
     return 0
 
 
-def judge_policy(run: Run, policy: PolicyName | None = None, split: JudgeSplit | None = None) -> Path:
+def judge_policy(
+    run: Run,
+    policy: PolicyName | None = None,
+    split: JudgeSplit | None = None,
+    perspective: Perspective | None = None,
+) -> Path:
     """Judge a policy of a run.
 
-    Args: policy: None for the one that is shipped; split: None for `teacher.judge.split`.
-    Returns: the folder of report, card and predictions: judge, with _base, _sft or _dpo for a policy that was named and
-        _dev for that split.
+    Args: policy: None for the one that is shipped; split: None for `teacher.judge.split`; perspective: whose prompt
+        alone the base model is asked with, None for the run's own.
+    Returns: the folder of report, card and predictions: judge, with _base, _sft or _dpo for a policy that was named, a
+        perspective that was, and _dev for that split.
     Raises: RunError: if the policy is not there; InputError: if the split has no pairs to judge; RecipeError: if a
-        server is to answer for a policy that it does not serve.
+        server is to answer for a policy that it does not serve, or another than the base for one perspective.
     """
     if split is not None:
-        run = _with_judge(run, {"split": split})
+        run = _with_teacher(run, {"judge": run.recipe.teacher.judge.model_copy(update={"split": split})})
+    if perspective is not None:
+        if policy != "base":
+            raise RecipeError(
+                f"--perspective {perspective}: expected --policy base, found {policy or 'the shipped one'}, which is "
+                "asked as it has learned to be"
+            )
+        run = _with_teacher(run, {"perspectives": (perspective,)})
     section, teacher = run.recipe.teacher.judge, run.recipe.teacher
-    name = "_".join(["judge", *([policy] if policy else []), *(["dev"] if section.split == "dev" else [])])
+    named = [part for part in (policy, perspective, "dev" if section.split == "dev" else None) if part is not None]
+    name = "_".join(["judge", *named])
     labelled = judged_pairs(run, section.split, section.pairs)
     book = PromptBook.load(teacher.prompt, run.recipe.label_scheme)
     where = _policy_folder(run, policy)
@@ -260,9 +278,8 @@ def needs_choice(teacher: TeacherRecipe) -> bool:
     return teacher.judge.split != "dev" and 1 < len(teacher.perspectives) <= teacher.judge.samples
 
 
-def _with_judge(run: Run, update: dict[str, Any]) -> Run:
-    section = run.recipe.teacher.judge.model_copy(update=update)
-    teacher = run.recipe.teacher.model_copy(update={"judge": section})
+def _with_teacher(run: Run, update: dict[str, Any]) -> Run:
+    teacher = run.recipe.teacher.model_copy(update=update)
     return replace(run, recipe=run.recipe.model_copy(update={"teacher": teacher}))
 
 
