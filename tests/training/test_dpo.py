@@ -16,6 +16,7 @@ from preference_makers import FIT, PROMPT, finished_run, labelled_pairs, prefere
 from relevance.errors import CollapseError, InputError, RunError
 from relevance.labels import ESCI
 from relevance.pairs import write_labelled_pairs
+from training.grid.teacher_job import outcome
 from training.runs import DONE
 from training.teacher import gate
 from training.teacher.dpo import LEAST_PREFERENCES, Optimisation, check_lengths, optimise_policy
@@ -253,6 +254,19 @@ def test_the_stage_ships_the_policy_that_won_and_tells_both_figures(policies, tm
     assert final_policy(run) == tmp_path / "sft" / "policy"
     (tmp_path / "dpo" / "report.json").write_text(json.dumps(report | {"shipped": "dpo"}))
     assert final_policy(run) == tmp_path / "dpo" / "policy"
+
+
+def test_a_comparison_is_told_what_dpo_learned_from_and_how_it_ended(policies, tmp_path):
+    """The trainer's own figures of the last steps stand in what a job of the comparison gives."""
+    run = finished_run(tmp_path, policies, preferences())
+    (tmp_path / "sft" / "report.json").write_text('{"phases": {"a": {"tokens_seen": 30}, "b": {"tokens_seen": 12}}}')
+    (tmp_path / "preferences" / "report.json").write_text('{"crossing": 0.25}')
+    optimise_policy(run)
+    found = outcome(run)
+    last = found["gate"]["training"]["last_steps"]
+    learned = {"sft_tokens": 42, "dpo_rows": 16, "crossing": 0.25}
+    learned |= {"reward_accuracy": last["rewards/accuracies"], "reward_margin": last["rewards/margins"]}
+    assert found["learned"] == learned
 
 
 def told(one, label):
