@@ -83,8 +83,9 @@ class TeacherPretrainRecipe(Section):
     """Stage `teacher_pretrain`: next-token training from scratch on platform text and on instructions.
 
     Args: steps, batch_size: of sequences of `context` tokens packed from documents; instructed: share of documents that
-        are prompts of one perspective with the programmatic annotator's rationale and its own guess of the label (never
-        the gold one), so that the base follows prompts as a pre-trained model would.
+        are prompts, of every view alike, with the programmatic annotator's rationale and its own guess of the label
+        (never the gold one), so that the base follows prompts as a pre-trained model would; pairs that are reserved for
+        preferences are not among them.
     """
 
     steps: int = Field(default=500, ge=1)
@@ -187,12 +188,15 @@ class DpoRecipe(TeacherFitRecipe):
 class JudgeRecipe(Section):
     """Stage `judge`: what a teacher is worth.
 
-    Args: pairs: of the split, whole queries, None for all; samples: for pass@k curves; choice_pairs: dev pairs on which
-        the best single perspective is chosen; faithfulness_pairs: of the early-answer and fact-corruption tests.
+    Args: pairs: of the split, whole queries, that are answered greedily, None for all; draw_pairs: of these, whole
+        queries, that are answered `samples` times from each perspective, for pass@k curves, None for all of them;
+        choice_pairs: dev pairs on which the best single perspective is chosen; faithfulness_pairs: of the early-answer
+        and fact-corruption tests.
     """
 
     split: Literal["dev", "test"] = "test"
     pairs: int | None = Field(default=2000, ge=1)
+    draw_pairs: int | None = Field(default=None, ge=1)
     samples: int = Field(default=5, ge=1)
     choice_pairs: int = Field(default=300, ge=1)
     faithfulness_pairs: int = Field(default=200, ge=0)
@@ -216,16 +220,18 @@ class TeacherRecipe(Section):
 
     Args: base: hub name or path of an instruction-tuned decoder, or `scratch` for the one of stage `teacher_pretrain`;
         method: `mpcot` or the rivals `progressive` (LREF's curriculum) and `crsd` (its teacher); perspectives: that SFT
-        learns from, one for a Best-SingleCoT; lora: false trains all weights; folds: parts of the training queries, of
-        which `fold` is left out of everything, to be annotated by a teacher that never saw it (1: none is);
-        annotated_by: who writes rationales and labels for students: the fine-tuned `policy`, or the `base` model as it
-        is, such as a hosted one.
+        learns from, one for a Best-SingleCoT; equal_tokens_with: perspectives of another teacher: SFT reads as many
+        tokens as that one's, by more epochs of its own rows, None for `sft.epochs`; lora: false trains all weights;
+        folds: parts of the training queries, of which `fold` is left out of everything, to be annotated by a teacher
+        that never saw it (1: none is); annotated_by: who writes rationales and labels for students: the fine-tuned
+        `policy`, or the `base` model as it is, such as a hosted one.
     """
 
     base: str = "Qwen/Qwen3-14B"
     revision: str | None = None
     method: Literal["mpcot", "progressive", "crsd"] = "mpcot"
     perspectives: tuple[TeacherPerspective, ...] = ("user", "struct", "rule")
+    equal_tokens_with: tuple[TeacherPerspective, ...] | None = None
     folds: int = Field(default=1, ge=1)
     fold: int = Field(default=0, ge=0)
     annotated_by: Literal["policy", "base"] = "policy"

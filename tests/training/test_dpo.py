@@ -16,6 +16,7 @@ from preference_makers import FIT, PROMPT, finished_run, labelled_pairs, prefere
 from relevance.errors import CollapseError, InputError, RunError
 from relevance.labels import ESCI
 from relevance.pairs import write_labelled_pairs
+from training.grid.teacher_job import outcome
 from training.runs import DONE
 from training.teacher import gate
 from training.teacher.dpo import LEAST_PREFERENCES, Optimisation, check_lengths, optimise_policy
@@ -141,6 +142,9 @@ def test_a_trained_policy_is_loaded_again_without_the_reference(policies, tmp_pa
     figures = json.loads((tmp_path / "training.json").read_text())
     assert (figures["steps"], figures["preferences"], figures["longest"] <= FIT.max_tokens) == (4, 16, True)
     assert figures["first_step"]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert figures["last_steps"]["steps"] == 4
+    assert figures["last_steps"]["rewards/margins"] < figures["last_step"]["rewards/margins"]
+    assert 0 < figures["last_steps"]["rewards/accuracies"] <= 1
 
 
 def test_a_learning_rate_that_blows_up_stops_and_ships_nothing(policies, tmp_path):
@@ -211,6 +215,30 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_policy(polici
         torch.testing.assert_close(killed[name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_a_killed_training_may_go_on_with_another_device_batch(policies, tmp_path, monkeypatch):
+    """Stopped after step 5 with forward passes of 4 rows, passes of 2 end after as many steps at the same weights.
+
+    Without the anchor, whose mean over tokens is one of each forward pass.
+    """
+    quick = {"epochs": 3, "learning_rate": 1e-3, "sft_weight": 0.0}
+    optimisation(policies / "full", **quick).fit(tmp_path / "whole")
+
+    def killing(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_end", killing)
+    with pytest.raises(KeyboardInterrupt):
+        optimisation(policies / "full", **quick).fit(tmp_path / "killed")
+    monkeypatch.undo()
+    optimisation(policies / "full", **quick, device_batch_size=2).fit(tmp_path / "killed")
+    steps = [json.loads((tmp_path / name / "training.json").read_text())["steps"] for name in ("whole", "killed")]
+    assert steps == [12, 12]
+    whole, killed = (load_policy(tmp_path / name / "policy").model.state_dict() for name in ("whole", "killed"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(killed[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
 def test_the_stage_ships_the_policy_that_won_and_tells_both_figures(policies, tmp_path):
     """A decoder of random weights reads as nothing: both have macro-F1 0, DPO does not win, and SFT stays."""
     run = finished_run(tmp_path, policies, preferences())
@@ -226,6 +254,19 @@ def test_the_stage_ships_the_policy_that_won_and_tells_both_figures(policies, tm
     assert final_policy(run) == tmp_path / "sft" / "policy"
     (tmp_path / "dpo" / "report.json").write_text(json.dumps(report | {"shipped": "dpo"}))
     assert final_policy(run) == tmp_path / "dpo" / "policy"
+
+
+def test_a_comparison_is_told_what_dpo_learned_from_and_how_it_ended(policies, tmp_path):
+    """The trainer's own figures of the last steps stand in what a job of the comparison gives."""
+    run = finished_run(tmp_path, policies, preferences())
+    (tmp_path / "sft" / "report.json").write_text('{"phases": {"a": {"tokens_seen": 30}, "b": {"tokens_seen": 12}}}')
+    (tmp_path / "preferences" / "report.json").write_text('{"crossing": 0.25}')
+    optimise_policy(run)
+    found = outcome(run)
+    last = found["gate"]["training"]["last_steps"]
+    learned = {"sft_tokens": 42, "dpo_rows": 16, "crossing": 0.25}
+    learned |= {"reward_accuracy": last["rewards/accuracies"], "reward_margin": last["rewards/margins"]}
+    assert found["learned"] == learned
 
 
 def told(one, label):
@@ -265,11 +306,12 @@ def test_a_run_without_dev_pairs_is_told_before_it_trains(policies, tmp_path):
 
 
 def test_too_few_preferences_leave_the_sft_policy_the_teacher(policies, tmp_path):
-    """Seven rows: nothing is trained, and the report says why."""
+    """Seven rows: nothing is trained, the report says why, and the SFT policy has its figures on dev pairs."""
     run = finished_run(tmp_path, policies, preferences(LEAST_PREFERENCES - 1))
     optimise_policy(run)
     report = json.loads((tmp_path / "dpo" / "report.json").read_text())
-    assert (report["shipped"], report["gate"], report["training"]) == ("sft", None, None)
+    assert (report["shipped"], report["training"]) == ("sft", None)
+    assert (report["gate"]["pairs"], report["gate"]["sft"]["macro_f1"], "dpo" in report["gate"]) == (12, 0.0, False)
     assert "7 preferences" in report["reason"]
     assert not (tmp_path / "dpo" / "policy").exists()
     assert final_policy(run) == tmp_path / "sft" / "policy"

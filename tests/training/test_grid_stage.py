@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 from relevance.errors import RecipeError
 from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
 from training.grid import stage
+from training.grid.jobs import Job, prepare_folder
 from training.grid.systems import SYSTEMS, check_common, overridden, systems_of
-from training.recipe import RECIPES, load_recipe
+from training.grid.teacher_systems import TEACHERS
+from training.recipe import RECIPES, Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("lamp", "shirt", "kettle", "backpack", "drill", "pillow", "sandal", "notebook")
@@ -237,6 +240,23 @@ def test_a_status_that_was_cut_short_counts_as_none(tmp_path):
     assert read_status(tmp_path) == {"state": "done"}
     (tmp_path / "status.json").write_text('{"state": "do')
     assert read_status(tmp_path) is None
+
+
+def test_a_key_that_decides_no_result_leaves_partial_work_where_it_is(tmp_path):
+    """Another number of jobs keeps the folder, whose recipe is the new one; another configuration empties it."""
+    recipe = load_recipe("teacher-tiny")
+    job = Job(TEACHERS["mpcot"], 0, recipe, tmp_path / "seed_0", "hash")
+    wider = recipe.model_copy(update={"grid": recipe.grid.model_copy(update={"jobs": 5})})
+    prepare_folder(job)
+    half = job.folder / "sft" / "half"
+    half.parent.mkdir()
+    half.touch()
+    prepare_folder(replace(job, recipe=wider))
+    kept = half.exists(), Recipe.model_validate_json((job.folder / "recipe.json").read_bytes()).grid.jobs
+    prepare_folder(replace(job, recipe=wider.model_copy(update={"seed": 3}), config_hash="other"))
+
+    assert kept == (True, 5)
+    assert not half.parent.exists()
 
 
 def test_a_system_that_would_train_longer_is_refused(recipe, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Stage `judge`: from the answers of a made-up teacher, and of a real tiny policy, to figures and a card."""
 
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from judge_makers import ScoringTeacher, make_run, text_of_pairs
 from relevance.errors import InputError, RunError
 from relevance.pairs import write_labelled_pairs
 from training.runs import DONE
-from training.teacher.judge import answer_pairs, judge_policy, judged_pairs, read_judged
+from training.teacher.judge import answer_pairs, drawn_pairs, judge_policy, judged_pairs, read_judged
 from training.teacher.judge_measures import UNANSWERED, classes_named
 from training.teacher.judge_report import report_of
+from training.teacher.samples import read_samples
 from training.teacher.teacher_card import teacher_card, weaknesses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "teacher_card.md"
@@ -45,6 +47,40 @@ def test_whole_queries_are_judged_and_exact_only_sources_are_not(tmp_path, tiny_
     write_labelled_pairs(tmp_path / "data" / "pairs.test.parquet", [replace(one, exact_only=True) for one in chosen])
     with pytest.raises(InputError, match="more than Exact-only sources"):
         judged_pairs(run, "test", 13)
+
+
+def test_fewer_pairs_are_drawn_than_are_answered_greedily(tmp_path, tiny_pairs):
+    """Two whole queries of five get three answers of each perspective; every figure of the greedy answers is of all."""
+    run = make_run(tmp_path / "run", tiny_pairs, judge={"pairs": 30, "draw_pairs": 7, "samples": 3, "choice_pairs": 6})
+    labelled = judged_pairs(run, "test", 30)
+    text_of = text_of_pairs([*labelled, *judged_pairs(run, "dev", None)])
+    answer_pairs(run, tmp_path, labelled, ScoringTeacher(text_of), FakeTeacher(text_of))
+    report, predictions = report_of(run, read_judged(run, tmp_path, labelled), "unified")
+    drawn = {one.pair_id for one in read_samples(tmp_path / "samples.jsonl")}
+    of_query = Counter(one.pair.query.id for one in labelled if one.pair.pair_id in drawn)
+
+    assert drawn == {one.pair.pair_id for one in drawn_pairs(run, labelled)} < set(predictions.pair_id)
+    assert all(of_query[q] == sum(one.pair.query.id == q for one in labelled) for q in of_query)
+    assert (report["perspectives"]["n_pairs"], report["perspectives"]["n_queries"]) == (12, 2)
+    assert (report["pairs"]["n_pairs"], report["answers"]["greedy"]["answers"]) == (30, 30)
+    assert report["answers"]["user"]["answers"] == 36
+    assert report["perspectives"]["pass_at_k"]["user"][0]["value"] == 1.0
+    assert "3 answers a perspective to 12 pairs of 2 queries." in teacher_card({**report, "policy": "shipped"})
+
+
+def test_each_source_has_figures_of_its_own(judged):
+    """A source whose pairs are all answered right, and one with the pair that cannot be read."""
+    run, folder, labelled = judged
+    unread = next(one.pair.query.id for one in labelled if one.label == "C")
+    sourced = [replace(one, source="new" if one.pair.query.id == unread else "main") for one in labelled]
+    report, _ = report_of(run, read_judged(run, folder, sourced), "unified")
+    plain, _ = report_of(run, read_judged(run, folder, labelled), "unified")
+
+    assert report["sources"]["main"]["accuracy"]["value"] == 1.0
+    assert report["sources"]["new"]["accuracy"]["value"] == pytest.approx(5 / 6)
+    assert report["sources"]["new"]["n_pairs"] == 6
+    assert plain["sources"] == {}
+    assert "| new | 6 | 1 | 0.833" in teacher_card({**report, "policy": "shipped"})
 
 
 def test_the_report_says_what_the_made_up_teacher_does(judged):
@@ -207,6 +243,7 @@ def test_a_killed_judge_asks_only_what_is_missing(judged, tmp_path):
             assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
+_DPO = {"last_steps": {"steps": 10, "rewards/accuracies": 0.625, "rewards/margins": 0.0312}}
 _PHASE = {"rows": 400, "tokens_seen": 120000, "trained_parameters": 5000, "parameters": 9000}
 
 
@@ -227,7 +264,8 @@ def shipped_report(judged):
             },
         },
         "sft": {"seconds": 30.0, "report": {"phases": {"mpcot": _PHASE}}},
-        "dpo": {"seconds": 20.0, "report": {"shipped": "sft", "reason": "DPO did not win"}},
+        "preferences": {"seconds": 5.0, "report": {"preferences": 90, "pairs": 120, "crossing": 0.6}},
+        "dpo": {"seconds": 20.0, "report": {"shipped": "sft", "reason": "DPO did not win", "training": _DPO}},
     }
     return {"policy": "shipped", "commit": "0", **report}
 

@@ -139,8 +139,16 @@ def test_a_server_judges_the_base_and_the_shipped_policy_each_by_its_name(tmp_pa
             before = len(server.requests())
             judge_policy(run, policy)
             asked.append({row["asked"]["model"] for row in server.requests()[before:]})
+        before = len(server.requests())
+        folder = judge_policy(run, "base", perspective="rule")
+        prompts = {row["asked"]["messages"][-1]["content"].splitlines()[0] for row in server.requests()[before:]}
 
     assert asked == [{"mine"}, set(), {"m"}]
+    assert folder.name == "judge_base_rule"
+    assert prompts == {"view: rule"}
+    assert json.loads((folder / "report.json").read_text())["view"] == "rule"
+    with pytest.raises(RecipeError, match="--perspective rule: expected --policy base, found sft"):
+        judge_policy(run, "sft", perspective="rule")
 
 
 def test_a_server_is_not_asked_for_a_policy_that_is_not_shipped(tmp_path, tiny_pairs):

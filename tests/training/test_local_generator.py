@@ -169,6 +169,22 @@ def test_the_templates_thinking_switch_is_the_recipes(policy):
     assert without.prompt_tokens - with_it.prompt_tokens == block > 0
 
 
+def test_a_batch_is_of_one_view_where_there_are_enough_and_no_answer_depends_on_it(policy):
+    """Eight prompts of each of two views, given in turns: four batches, each of one view, longest prompts first."""
+    views = ("struct", "user")
+    given = [
+        Prompt(f"{view}\t{n}", ({"role": "user", "content": text[: 12 + 3 * n]},), 1)
+        for n, text in enumerate(TEXTS[:8])
+        for view in views
+    ]
+    completions = list(generator(policy, batch_size=4).complete(given))
+    batches = [completions[at : at + 4] for at in range(0, 16, 4)]
+
+    assert [{one.key.partition("\t")[0] for one in batch} for batch in batches] == [{v} for v in views for _ in "12"]
+    assert all(own == sorted(own, reverse=True) for own in [[c.prompt_tokens for c in batch] for batch in batches])
+    assert texts(completions) == texts(generator(policy, batch_size=1).complete(given))
+
+
 def test_prompts_are_read_a_window_at_a_time(policy):
     """Batches of two: before the first answer, no more than sixteen batches have been read."""
     read = []

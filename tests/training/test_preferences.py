@@ -117,6 +117,26 @@ def test_preferences_are_set_under_the_unified_prompt_and_told_by_perspective():
     assert report["answers_per_pair"] == 6
 
 
+def test_preferences_are_counted_by_the_perspectives_of_both_answers():
+    """Two of three rows are of unlike perspectives; sums over either side are the counts of that side."""
+    pairs = kettles(["E", "E", "S"])
+    samples = [
+        *answers_of(pairs[0], {"user": ["E", "E"], "struct": ["S", "S"], "rule": [None, None]}),
+        *answers_of(pairs[1], {"user": ["E", "I"], "struct": [None, None], "rule": [None, None]}),
+        *answers_of(pairs[2], {"user": ["E", "E"], "struct": [None, None], "rule": ["S", "S"]}),
+    ]
+    rows, report = choose_preferences(builder(), pairs, samples, 2, None)
+
+    assert len(rows) == 3
+    assert report["chosen_rejected_views"] == {
+        "user": {"user": 1, "struct": 1, "rule": 0},
+        "struct": {"user": 0, "struct": 0, "rule": 0},
+        "rule": {"user": 1, "struct": 0, "rule": 0},
+    }
+    assert report["crossing"] == pytest.approx(2 / 3, abs=1e-4)
+    assert choose_preferences(builder(), pairs, [], 2, None)[1]["crossing"] is None
+
+
 def test_pass_at_k_is_told_for_each_perspective_and_for_all():
     """Of two answers one is right under user and none elsewhere: pass@1 = 1/2 and pass@2 = 1, with all the same."""
     pairs = kettles(["E"])

@@ -4,12 +4,24 @@ import pytest
 
 from relevance.errors import RecipeError
 from training.recipe import RECIPES, load_recipe
+from training.teacher.decoder import make_decoder, n_parameters, train_tokenizer
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.toml")))
 def test_every_shipped_recipe_loads(name):
     """A recipe in the package is valid and carries its file's name."""
     assert load_recipe(name).name == name
+
+
+def test_the_small_teacher_has_the_size_that_a_cpu_trains():
+    """5 to 8 million parameters, the embeddings of its whole vocabulary counted."""
+    recipe = load_recipe("teacher-small").teacher.decoder
+    tokenizer = train_tokenizer(["red lamp"], recipe)
+    missing = recipe.vocabulary - len(tokenizer)
+    parameters = n_parameters(make_decoder(recipe, tokenizer)) + missing * recipe.width
+
+    assert missing >= 0
+    assert 5_000_000 <= parameters <= 8_000_000
 
 
 def test_an_unknown_key_is_an_error_that_names_it():

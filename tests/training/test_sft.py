@@ -15,7 +15,7 @@ from training.teacher.parts import split_parts
 from training.teacher.policy import load_policy
 from training.teacher.prompts import PromptBook
 from training.teacher.sft_rows import SftRow, encode_rows
-from training.teacher.trainer_settings import last_checkpoint, trainer_options
+from training.teacher.trainer_settings import StopOnDivergence, last_checkpoint, trainer_options
 from training.teacher_recipe import TeacherFitRecipe
 
 pytest.importorskip("trl")
@@ -107,6 +107,33 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_and_removed(tmp_path):
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
+def test_a_killed_fine_tuning_may_go_on_with_another_device_batch(earlier, tmp_path, monkeypatch):
+    """Stopped after step 5 with forward passes of 4 rows, it ends with passes of 2 after as many steps and tokens.
+
+    Without adapter dropout, which draws other numbers for other passes, it ends at the weights of the whole run.
+    """
+    quick = ("teacher.sft.learning_rate=1e-3", "teacher.lora.dropout=0.0")
+    whole = start(earlier, tmp_path / "whole", *quick)
+    sft.fit_policy(whole)
+
+    def killing(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_end", killing)
+    with pytest.raises(KeyboardInterrupt):
+        sft.fit_policy(start(earlier, tmp_path / "killed", *quick))
+    monkeypatch.undo()
+    run = start(earlier, tmp_path / "killed", *quick, "teacher.sft.device_batch_size=2")
+    sft.fit_policy(run)
+    expected, found = (report_of(one.path)["phases"]["sft"] for one in (whole, run))
+
+    assert (found["steps"], found["tokens_seen"]) == (expected["steps"], expected["tokens_seen"])
+    weights = [load_policy(one.path / "sft" / "policy").model.state_dict() for one in (whole, run)]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
 def test_the_crsd_teacher_reads_platform_text_first(earlier, tmp_path):
     """One epoch of item pages and queries, then the rationales, with the same weights."""
     run = start(earlier, tmp_path, "teacher.method=crsd", "teacher.sft.epochs=1", "teacher.sft.save_steps=99")
@@ -117,6 +144,20 @@ def test_the_crsd_teacher_reads_platform_text_first(earlier, tmp_path):
     assert phases["continued"]["epochs"] == 1
     assert phases["continued"]["answer_tokens_per_epoch"] == phases["continued"]["tokens_per_epoch"]
     assert load_policy(run.path / "sft" / "policy").record.base.endswith("teacher_pretrain/policy")
+
+
+def test_one_perspective_reads_as_many_tokens_as_three(earlier, tuned, tmp_path):
+    """About three epochs of the teacher of three for one of its own; up to a step's rounding the tokens are equal."""
+    one = ('teacher.perspectives=["rule"]', 'teacher.equal_tokens_with=["user", "struct", "rule"]')
+    run = start(earlier, tmp_path, *one, "teacher.sft.save_steps=99")
+    sft.fit_policy(run)
+    expected, found = (report_of(path)["phases"]["sft"] for path in (tuned.path, tmp_path))
+    step = 8 * found["longest"]
+
+    assert report_of(tmp_path)["view"] == "rule"
+    assert found["epochs"] == pytest.approx(2 * expected["tokens_per_epoch"] / found["tokens_per_epoch"])
+    assert 5 < found["epochs"] < 7
+    assert expected["tokens_seen"] - step <= found["tokens_seen"] <= expected["tokens_seen"] + step
 
 
 def test_the_curriculum_s_phases_follow_each_other_and_a_finished_one_is_not_trained_again(

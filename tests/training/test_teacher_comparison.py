@@ -1,25 +1,32 @@
 """Teachers × seeds with planted differences: figures, families, verdicts, and what was not run."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from preference_makers import sample
 from sklearn.metrics import f1_score
 
 from relevance.errors import InputError, RunError
 from relevance.labels import ESCI
+from training.grid import teacher_stage
 from training.grid.teacher_comparison import (
     RESULTS,
     TABLE,
-    best_single,
+    best_of,
     compare_teachers,
     families_of,
-    teacher_table,
+    without_dev_figures,
     write_comparison,
 )
+from training.grid.teacher_results import named_predictions
+from training.grid.teacher_systems import EQUAL_TOKENS, SINGLE
+from training.grid.teacher_table import teacher_table
 from training.predictions import Predictions, write_predictions
 from training.recipe import load_recipe
-from training.runs import Run
+from training.runs import DONE, Run
+from training.teacher.samples import sample_line
 
 N_QUERIES, N_ITEMS = 40, 6
 RECIPE = """
@@ -117,22 +124,92 @@ def test_the_best_single_perspective_is_chosen_by_its_dev_figures():
         "single_struct": [],
     }
 
-    assert best_single(gates, "sft") == "single_rule"
-    assert best_single({"mpcot": gates["mpcot"]}, "sft") is None
+    assert best_of(gates, "sft") == "single_rule"
+    assert best_of({"mpcot": gates["mpcot"]}, "sft") is None
+
+
+def test_a_teacher_that_a_choice_was_made_without_is_named():
+    """One seed had too few preferences for DPO, another teacher has not finished at all; MPCoT is in no choice."""
+    both, after_sft = {"sft": {"macro_f1": 0.5}, "dpo": {"macro_f1": 0.5}}, {"sft": {"macro_f1": 0.9}}
+    gates = {"mpcot": [], "single_user": [both, after_sft], "single_rule": [], "equal_tokens_user": [both, both]}
+    found = without_dev_figures(gates, [SINGLE, EQUAL_TOKENS], 2)
+
+    assert [(row["name"], row["phase"], row["seeds"]) for row in found] == [
+        ("single_rule", "sft", 0),
+        ("single_user", "dpo", 1),
+        ("single_rule", "dpo", 0),
+    ]
+    assert (best_of(gates, "sft"), best_of(gates, "dpo")) == ("single_user", "single_user")
+    assert best_of(gates, "dpo", EQUAL_TOKENS) == "equal_tokens_user"
 
 
 def test_families_are_fixed_by_what_was_asked_for():
-    """The best single perspective stands in the main family and not in the other one."""
-    names = [f"{name}_{phase}" for name in ("mpcot", "single_user", "single_rule") for phase in ("sft", "dpo")]
-    found = families_of(dict.fromkeys([*names, "base"]), {"sft": "single_user", "dpo": None})
+    """The best of each group stands in a family of its own and not in the last one; one that is missing keeps a row."""
+    teachers = ("mpcot", "single_user", "single_rule", "equal_tokens_user")
+    names = [f"{name}_{phase}" for name in teachers for phase in ("sft", "dpo")]
+    best = {SINGLE: {"sft": "single_user", "dpo": None}, EQUAL_TOKENS: {"sft": "equal_tokens_user", "dpo": None}}
+    found = families_of(dict.fromkeys([*names, "base"]), best)
 
-    assert found["main"] == [("mpcot_dpo", "mpcot_sft"), ("mpcot_sft", "single_user_sft")]
+    assert found["main"] == [
+        ("mpcot_dpo", "mpcot_sft"),
+        ("mpcot_sft", "single_user_sft"),
+        ("mpcot_dpo", "single_best_dpo"),
+        ("single_user_dpo", "single_user_sft"),
+    ]
+    assert found["equal_tokens"] == [("mpcot_sft", "equal_tokens_user_sft"), ("mpcot_dpo", "equal_tokens_best_dpo")]
     assert found["others"] == [
         ("mpcot_sft", "single_rule_sft"),
         ("mpcot_dpo", "single_user_dpo"),
         ("mpcot_dpo", "single_rule_dpo"),
+        ("mpcot_dpo", "equal_tokens_user_dpo"),
         ("mpcot_sft", "base"),
     ]
+
+
+def write_judged(folder, predictions):
+    """Write predictions and the answers that name their classes."""
+    folder.mkdir(parents=True)
+    write_predictions(folder / "predictions.test.parquet", predictions)
+    named = np.where(np.ptp(predictions.logits_NK, axis=1) > 0, predictions.logits_NK.argmax(axis=1), 4)
+    labels = [*ESCI.classes, None]
+    rows = [
+        sample("unified", 0, labels[k], "so it is", pair_id=pair_id)
+        for pair_id, k in zip(predictions.pair_id.tolist(), named.tolist(), strict=True)
+    ]
+    (folder / "greedy.jsonl").write_text("".join(map(sample_line, rows)))
+
+
+def test_the_class_that_an_answer_names_is_scored_whatever_its_label_tokens_say(tmp_path):
+    """Probabilities of another class, and of an answer that names none, are not read; a missing answer is an error."""
+    own = judged(0.9, 0, unanswered=0.1)
+    write_judged(tmp_path / "judge", own)
+    other = replace(own, logits_NK=np.roll(own.logits_NK, 1, axis=1) + np.array([0.5, 0.0, 0.0, 0.0]))
+    write_predictions(tmp_path / "judge" / "predictions.test.parquet", other)
+    found = named_predictions(tmp_path / "judge", "test", ESCI)
+
+    assert np.array_equal(found.logits_NK > 0, own.logits_NK > 0)
+    assert (np.ptp(found.logits_NK, axis=1) == 0).any()
+    answers = (tmp_path / "judge" / "greedy.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "judge" / "greedy.jsonl").write_text("".join(answers[:-1]))
+    with pytest.raises(InputError, match="expected an answer to pair"):
+        named_predictions(tmp_path / "judge", "test", ESCI)
+
+
+def test_the_main_slice_decides_and_the_others_stand_beside_it():
+    """Right everywhere but on a source of its own: 1 in the comparison, 0 on that slice."""
+    own = judged(1.0, 0)
+    new = np.isin(own.query_id, [f"q{n}" for n in range(30, 40)])
+    wrong_NK = np.where(new[:, None], np.roll(own.logits_NK, 1, axis=1), own.logits_NK)
+    sourced = replace(own, source=np.where(new, "heldout_brand", "main"), logits_NK=wrong_NK)
+    found = compare_teachers({"mpcot_sft": {0: sourced}, "lost_sft": {}}, {}, ESCI, draws=50)
+    slice_of = found["slices"]["heldout_brand"]
+
+    assert (found["slice"], found["n_queries"], found["n_pairs"]) == ("main", 30, 180)
+    assert found["teachers"][0]["figures"]["accuracy"]["value"] == 1.0
+    assert (slice_of["n_queries"], slice_of["n_pairs"]) == (10, 60)
+    assert slice_of["teachers"][0]["figures"]["accuracy"]["value"] == 0.0
+    with pytest.raises(InputError, match="at least two queries of the main slice"):
+        compare_teachers({"mpcot_sft": {0: sourced.rows(np.arange(6))}}, {}, ESCI, draws=50)
 
 
 def finish(out, system, seed, accuracy, config_hash="h"):
@@ -140,11 +217,11 @@ def finish(out, system, seed, accuracy, config_hash="h"):
     folder = out / "teachers" / system / f"seed_{seed}"
     gate = {phase: {"macro_f1": accuracy} for phase in ("sft", "dpo")}
     for phase in ("sft", "dpo"):
-        (folder / f"judge_{phase}").mkdir(parents=True)
-        write_predictions(folder / f"judge_{phase}" / "predictions.test.parquet", judged(accuracy, seed))
+        write_judged(folder / f"judge_{phase}", judged(accuracy, seed))
     status = {"state": "done", "error": None, "config_hash": config_hash, "gate": {"shipped": "sft", "gate": gate}}
     if system != "single_user":
         status["learned"] = {"sft_tokens": 40_000 + 1_000 * seed, "dpo_rows": 100 + seed}
+        status["learned"] |= {"crossing": 0.6, "reward_accuracy": 0.75, "reward_margin": 0.125} if seed else {}
     (folder / "status.json").write_text(json.dumps(status))
 
 
@@ -167,34 +244,101 @@ def test_a_folder_of_jobs_becomes_a_table(tmp_path):
     results = json.loads((tmp_path / "teachers" / RESULTS).read_text())
     table = (tmp_path / "teachers" / TABLE).read_text()
 
-    assert results["best_single"] == {"sft": "single_user", "dpo": "single_user"}
-    of_dpo, *against_single = (row["verdict"] for row in results["differences"]["main"])
+    assert results["best"] == {SINGLE: {"sft": "single_user", "dpo": "single_user"}}
+    of_dpo, *against_single, of_dpo_of_single = (row["verdict"] for row in results["differences"]["main"])
     assert of_dpo.startswith("undecided")
+    assert of_dpo_of_single.startswith("undecided")
     assert against_single == ["ahead", "ahead"]
+    assert results["differences"]["equal_tokens"] == []
     assert [row["verdict"] for row in results["differences"]["others"]] == ["not run", "not run"]
     assert table == teacher_table(results)
-    assert results["learned"] == {"mpcot": {"sft_tokens": 41_000, "dpo_rows": 101}}
+    ended = {"crossing": 0.6, "reward_accuracy": 0.75, "reward_margin": 0.125}
+    assert results["learned"] == {"mpcot": {"sft_tokens": 41_000, "dpo_rows": 101, **ended}}
     cells = {
-        line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-2:] for line in table.splitlines() if "MPCoT" in line
+        line.split(" | ")[0]: line.rstrip(" |").split(" | ")[-5:] for line in table.splitlines() if "MPCoT" in line
     }
-    assert cells["| MPCoT, SFT"] == ["41,000", "–"]
-    assert cells["| MPCoT, SFT+DPO"] == ["41,000", "101"]
+    assert cells["| MPCoT, SFT"] == ["41,000", "–", "–", "–", "–"]
+    assert cells["| MPCoT, SFT+DPO"] == ["41,000", "101", "60%", "0.750", "0.125"]
+    assert "are one draw, shared by all teachers and seeds" in table
+    assert "SingleCoT, business rule, SFT (0 of 3 seeds)" in table
     assert "| MPCoT, SFT | 3 | 0." in table
     assert "| SingleCoT, business rule, SFT | 0 | not run |" in table
     assert "chosen on dev pairs: SingleCoT, user intent, SFT; SingleCoT, user intent, SFT+DPO." in table
 
 
+def test_the_base_model_is_compared_under_each_prompt_that_it_was_judged_with(tmp_path):
+    """One run each, which stands beside any seed; without examples the title does not say few-shot."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE + "[teacher.prompt]\nshots = 0\n")
+    for seed in range(3):
+        finish(tmp_path, "mpcot", seed, 0.9)
+    write_judged(tmp_path / "judge_base", judged(0.5, 0))
+    write_judged(tmp_path / "judge_base_rule", judged(0.4, 0))
+    write_comparison(Run(load_recipe(str(path)), tmp_path), tmp_path / "teachers")
+    results = json.loads((tmp_path / "teachers" / RESULTS).read_text())
+    verdicts = {(row["ours"], row["theirs"]): row["verdict"] for row in results["differences"]["others"]}
+    table = (tmp_path / "teachers" / TABLE).read_text()
+
+    assert verdicts["mpcot_sft", "base"] == verdicts["mpcot_sft", "base_rule"] == "ahead"
+    assert ("mpcot_sft", "base_user") not in verdicts
+    assert "| base model, without examples, business rule | 1 | 0." in table
+
+
+def make_by_hand(out, system, teacher):
+    """Write what the stages of one teacher leave when they are called one by one: reports, and both judgements."""
+    folder = out / "teachers" / system / "seed_0"
+    for phase in ("sft", "dpo"):
+        write_judged(folder / f"judge_{phase}", judged(0.9, 0))
+        (folder / f"judge_{phase}" / "report.json").write_text(json.dumps({"teacher": teacher}))
+    last = {"rewards/accuracies": 0.75, "rewards/margins": 0.1}
+    gate = {phase: {"macro_f1": 0.8} for phase in ("sft", "dpo")}
+    for stage, report in {
+        "sft": {"phases": {"sft": {"tokens_seen": 1234}}},
+        "preferences": {"crossing": 0.5},
+        "dpo": {"gate": gate, "training": {"preferences": 77, "last_steps": last}},
+    }.items():
+        (folder / stage).mkdir()
+        (folder / stage / DONE).write_text('{"inputs": ""}')
+        (folder / stage / "report.json").write_text(json.dumps(report))
+
+
+def test_teachers_whose_stages_were_called_by_hand_are_compared_and_nothing_is_run(tmp_path):
+    """One is there, the others are not run; a folder that holds another teacher is refused by its key."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE + '[teacher.sampling]\nkind = "openai"\n')
+    recipe = load_recipe(str(path))
+    out = tmp_path / "out"
+    words = [str(path), "--out", str(out), "--compare-only"]
+    make_by_hand(out, "mpcot", recipe.teacher.model_dump(mode="json"))
+    assert teacher_stage.main(words) == 0
+    assert teacher_stage.main(words) == 0
+    results = json.loads((out / "teachers" / RESULTS).read_text())
+    learned = {"sft_tokens": 1234, "dpo_rows": 77, "crossing": 0.5, "reward_accuracy": 0.75, "reward_margin": 0.1}
+    expected = {f"{name}_{phase}": [] for name in recipe.grid.teachers for phase in ("sft", "dpo")}
+
+    assert {row["name"]: row["seeds"] for row in results["teachers"]} == expected | {"mpcot_sft": [0], "mpcot_dpo": [0]}
+    assert results["learned"] == {"mpcot": learned}
+    assert not (out / "data").exists()
+    make_by_hand(out, "single_rule", recipe.teacher.model_dump(mode="json"))
+    with pytest.raises(RunError, match=r"single_rule.*expected teacher\.perspectives = \['rule'\]"):
+        teacher_stage.main(words)
+
+
 def test_a_job_that_had_too_few_preferences_has_no_figures_after_dpo(tmp_path):
-    """What an earlier configuration left in judge_dpo does not count."""
+    """What an earlier configuration left in judge_dpo does not count; a comparison with a missing best is not run."""
     path = tmp_path / "made-up.toml"
     path.write_text(RECIPE)
     for seed in range(2):
         finish(tmp_path, "mpcot", seed, 0.9)
     status = tmp_path / "teachers" / "mpcot" / "seed_1" / "status.json"
     content = json.loads(status.read_text())
-    status.write_text(json.dumps({**content, "gate": {"shipped": "sft", "gate": None}}))
+    status.write_text(json.dumps({**content, "gate": {"shipped": "sft", "gate": {"sft": {"macro_f1": 0.9}}}}))
     write_comparison(Run(load_recipe(str(path)), tmp_path), tmp_path / "teachers")
     results = json.loads((tmp_path / "teachers" / RESULTS).read_text())
+    table = (tmp_path / "teachers" / TABLE).read_text()
     seeds = {row["name"]: row["seeds"] for row in results["teachers"]}
 
     assert (seeds["mpcot_sft"], seeds["mpcot_dpo"]) == ([0, 1], [0])
+    assert results["differences"]["main"][2]["theirs"] == "single_best_dpo"
+    assert results["differences"]["main"][2]["verdict"] == "not run"
+    assert "MPCoT, SFT+DPO − best single perspective, SFT+DPO | – |" in table

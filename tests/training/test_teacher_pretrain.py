@@ -14,13 +14,15 @@ from safetensors.torch import load_file
 
 from relevance.errors import RecipeError, RunError
 from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
-from training.recipe import PERSPECTIVES, load_recipe
+from training.recipe import PERSPECTIVES, VIEWS, load_recipe
 from training.runs import DONE, Run
 from training.soft_labels import SoftLabels, write_soft_labels
 from training.teacher import pretrain
 from training.teacher.decoder import make_decoder, n_parameters, train_tokenizer
 from training.teacher.documents import Windows, check_chats, encode_chats, encode_texts, pack, platform_texts
+from training.teacher.parts import is_reserved
 from training.teacher.policy import load_policy
+from training.teacher.prompts import PromptBook
 from training.teacher_recipe import DecoderRecipe
 
 KINDS = ("lamp", "shirt", "kettle", "backpack", "drill", "pillow")
@@ -154,6 +156,19 @@ def test_documents_are_of_training_pairs_only_and_as_many_as_asked_for(tmp_path)
     assert len(set(documents.texts)) == len(documents.texts)
     assert all(chat[-1]["role"] == "assistant" for chat in documents.chats)
     assert sum("label: " in chat[-1]["content"] for chat in documents.chats) == len(documents.chats)
+
+
+def test_chats_are_of_every_view_and_of_no_reserved_pair(tmp_path):
+    """Asked for all of them, a quarter is of each view, and the pairs are those that preferences leave to SFT."""
+    run = start(tmp_path, 0, "teacher.pretrain.instructed=1.0", "teacher.preferences.reserved=0.5")
+    pairs = [one.pair for one in invented_pairs("train", 24)]
+    asked = [chat[0]["content"] for chat in pretrain.training_documents(run).chats]
+    book = PromptBook.load(run.recipe.teacher.prompt, run.recipe.label_scheme)
+    free = [pair for pair in pairs if not is_reserved(pair.query.text, run.recipe.teacher)]
+    expected = [book.messages(pair, view)[0]["content"] for pair in free for view in VIEWS]
+
+    assert 0 < len(free) < len(pairs)
+    assert sorted(asked) == sorted(expected)
 
 
 def test_item_pages_hold_every_named_field_once():

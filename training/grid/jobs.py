@@ -21,6 +21,8 @@ from training.recipe import Recipe
 from training.runs import Run, log
 
 LOG = "job.log"
+CONFIG = "config_hash"
+"""File in a job's folder that says which configuration its work is of."""
 _POLL_S = 0.5
 
 
@@ -43,7 +45,8 @@ class Job:
 def run_jobs(run: Run, jobs: Sequence[Job]) -> int:
     """Run the jobs that have not ended as done or diverged, those with members after all others.
 
-    A job whose configuration changed starts from an empty folder; a killed one goes on from its last checkpoint.
+    A job whose configuration changed starts from an empty folder; a killed one goes on from its last checkpoint, also
+    when a key has changed that decides no result, such as `grid.jobs`.
 
     Returns: 1 if one failed, else 0.
     """
@@ -83,14 +86,21 @@ def _run_wave(run: Run, jobs: Sequence[Job], width: int, devices: int, bar: Any)
             process.wait()
 
 
-def _start(run: Run, job: Job, slot: int, width: int, *, on_gpu: bool) -> subprocess.Popen[bytes]:
+def prepare_folder(job: Job) -> None:
+    """Write a job's recipe and configuration into its folder, emptied first if it holds the work of another one."""
     recipe = job.recipe.model_dump_json(indent=2) + "\n"
-    kept = job.folder / "recipe.json"
-    if kept.is_file() and kept.read_text(encoding="utf-8") != recipe:
+    kept, config = job.folder / "recipe.json", job.folder / CONFIG
+    same = config.is_file() and config.read_text(encoding="utf-8") == job.config_hash
+    if kept.is_file() and not same and kept.read_text(encoding="utf-8") != recipe:
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / STATUS).unlink(missing_ok=True)
     kept.write_text(recipe, encoding="utf-8")
+    config.write_text(job.config_hash, encoding="utf-8")
+
+
+def _start(run: Run, job: Job, slot: int, width: int, *, on_gpu: bool) -> subprocess.Popen[bytes]:
+    prepare_folder(job)
     environment = dict(os.environ)
     if on_gpu:
         visible = environment.get("CUDA_VISIBLE_DEVICES", "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,14 @@ from relevance.labels import LabelScheme
 from training.grid import statistics
 from training.grid.comparisons import NOT_RUN, figure, verdict
 from training.grid.results import SYNTHETIC
-from training.grid.slices import commonest_class
-from training.grid.statistics import Counts, Sample
-from training.grid.status import STATUS
-from training.grid.table import p_value, signed
-from training.grid.teacher_systems import MPCOT, teachers_of
+from training.grid.slices import Slice, commonest_class, slices_of
+from training.grid.statistics import Sample
+from training.grid.teacher_results import BASES, COMPARED, PHASES, PRIMARY, read_results
+from training.grid.teacher_systems import EQUAL_TOKENS, MPCOT, SINGLE, TITLES, teachers_of
+from training.grid.teacher_table import teacher_table
 from training.multiplicity import holm
-from training.predictions import Predictions, read_predictions
+from training.predictions import Predictions
 from training.runs import Run, commit, log
-from training.studies.study_run import markdown_table
 from training.teacher.judge_measures import UNANSWERED, classes_named
 from training.teacher.judge_report import plain
 
@@ -38,17 +37,12 @@ Runs = Mapping[int, Predictions]
 """A teacher's predictions of the same pairs by seed."""
 Families = Mapping[str, Sequence[tuple[str, str]]]
 """Comparisons that are corrected together: name → (left, right) of each difference left − right."""
-PHASES = {"sft": "SFT", "dpo": "SFT+DPO"}
+Gates = Mapping[str, Sequence[Row]]
+"""By teacher, the gates of its finished seeds: phase → figures on dev pairs."""
 RESULTS, TABLE = "comparison.json", "comparison.md"
-PRIMARY = "macro_f1"
-COMPARED = (PRIMARY, "accuracy")
-FAMILIES = {
-    "main": "MPCoT against the best single perspective, and what DPO adds",
-    "others": "MPCoT against further teachers",
-}
-BASE = "base"
-_SINGLE = "single_"
-_SAME = ("pair_id", "query_id", "label", "exact_only")
+CHOSEN = {SINGLE: "best single perspective", EQUAL_TOKENS: "best single perspective of equal tokens"}
+"""Groups of which the best teacher is chosen on dev pairs, by how their names begin, and what it is called."""
+_SAME = ("pair_id", "query_id", "label", "exact_only", "source")
 
 
 def write_comparison(run: Run, folder: Path) -> None:
@@ -56,31 +50,27 @@ def write_comparison(run: Run, folder: Path) -> None:
 
     Raises: RunError: if no job has finished; InputError: if two judged other pairs.
     """
-    predictions, gates = _read_jobs(run, folder)
-    learned = _learned(run, folder)
-    if not any(predictions.values()):
+    found = read_results(run, folder)
+    if not any(found.predictions.values()):
         raise RunError(f"{folder}: expected at least one finished and judged teacher, found none")
-    best = {phase: best_single(gates, phase) for phase in PHASES}
-    titles = {
-        f"{s.name}_{phase}": f"{s.title}, {words}" for s in teachers_of(run.recipe) for phase, words in PHASES.items()
-    }
-    titles[BASE] = "base model, few-shot"
-    results = compare_teachers(
-        predictions,
-        families_of(predictions, best),
-        run.recipe.label_scheme,
-        draws=run.recipe.grid.draws,
-        seed=run.recipe.seed,
-    )
+    groups = [group for group in CHOSEN if any(s.name.startswith(group) for s in teachers_of(run.recipe))]
+    best = {group: {phase: best_of(found.gates, phase, group) for phase in PHASES} for group in groups}
     results = {
         "recipe": run.recipe.name,
         "commit": commit(),
         "wording": SYNTHETIC if run.recipe.data.source == "marketplace" else None,
-        "titles": titles,
-        "best_single": best,
-        "gates": gates,
-        "learned": learned,
-        **results,
+        "titles": _titles(run),
+        "best": best,
+        "without_dev_figures": without_dev_figures(found.gates, groups, len(run.recipe.grid.seeds)),
+        "gates": found.gates,
+        "learned": found.learned,
+        **compare_teachers(
+            found.predictions,
+            families_of(found.predictions, best),
+            run.recipe.label_scheme,
+            draws=run.recipe.grid.draws,
+            seed=run.recipe.seed,
+        ),
     }
     results = plain(results)
     (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -88,37 +78,77 @@ def write_comparison(run: Run, folder: Path) -> None:
     log.info("teachers: compared %d of them → %s", len(results["teachers"]), folder / TABLE)
 
 
-def best_single(gates: Mapping[str, Sequence[Row]], phase: str) -> str | None:
-    """Give the single-perspective teacher with the highest mean macro-F1 on the dev pairs of DPO's gate, never on test.
+def best_of(gates: Gates, phase: str, group: str = SINGLE) -> str | None:
+    """Give a group's teacher with the highest mean macro-F1 on the dev pairs of DPO's gate, never on test.
 
-    Args: gates: by teacher, the gates of its finished seeds: phase → figures.
-    Returns: None where no such teacher has a gate.
+    Args: group: how the names of its teachers begin.
+    Returns: None where none of them has such figures.
     """
-    means = {
-        name: float(np.mean([gate[phase][PRIMARY] for gate in own]))
+    figures = {
+        name: [gate[phase][PRIMARY] for gate in own if phase in gate]
         for name, own in gates.items()
-        if name.startswith(_SINGLE) and own
+        if name.startswith(group)
     }
+    means = {name: float(np.mean(own)) for name, own in figures.items() if own}
     return max(means, key=means.__getitem__) if means else None
 
 
-def families_of(names: Mapping[str, Any], best: Mapping[str, str | None]) -> dict[str, list[tuple[str, str]]]:
-    """Give the comparisons of two families, those that were not run included.
+def without_dev_figures(gates: Gates, groups: Sequence[str], seeds: int) -> list[Row]:
+    """Name the teachers that a choice was made without, or with fewer than all seeds of.
 
-    Args: names: of teachers with their phase, and `base`; best: by phase, the best single-perspective teacher.
+    Returns: rows of group, phase, teacher and how many of the seeds have figures.
     """
+    rows = []
+    for group in groups:
+        for phase in PHASES:
+            for name in (name for name in gates if name.startswith(group)):
+                told = sum(phase in gate for gate in gates[name])
+                if told < seeds:
+                    rows.append({"group": group, "phase": phase, "name": name, "seeds": told, "of": seeds})
+    return rows
+
+
+def families_of(
+    names: Mapping[str, Any], best: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, list[tuple[str, str]]]:
+    """Give the families of comparisons, those that were not run included.
+
+    Args: names: of teachers with their phase, and `BASES`; best: by group and phase, its best teacher; None stands in a
+        comparison under a name that nothing has, which is then not run.
+    """
+
+    def chosen(group: str, phase: str, own: str) -> str:
+        """Name the best of a group in one phase, as it is after another."""
+        return f"{best[group][phase] or f'{group}best'}_{own}"
+
     main = [(f"{MPCOT}_dpo", f"{MPCOT}_sft")]
-    main += [(f"{MPCOT}_{phase}", f"{own}_{phase}") for phase, own in best.items() if own is not None]
-    known = {right for _, right in main}
+    equal: list[tuple[str, str]] = []
+    if SINGLE in best:
+        main += [(f"{MPCOT}_{phase}", chosen(SINGLE, phase, phase)) for phase in PHASES]
+        main.append((chosen(SINGLE, "sft", "dpo"), chosen(SINGLE, "sft", "sft")))
+    if EQUAL_TOKENS in best:
+        equal = [(f"{MPCOT}_{phase}", chosen(EQUAL_TOKENS, phase, phase)) for phase in PHASES]
+    known = {*main, *equal}
     others = [
         (f"{MPCOT}_{phase}", name)
         for phase in PHASES
         for name in names
-        if name.endswith(f"_{phase}") and not name.startswith(f"{MPCOT}_") and name not in known
+        if name.endswith(f"_{phase}") and not name.startswith(f"{MPCOT}_")
     ]
-    if BASE in names:
-        others.append((f"{MPCOT}_sft", BASE))
-    return {"main": main, "others": others}
+    others += [(f"{MPCOT}_sft", name) for name in BASES if name in names]
+    return {"main": main, "equal_tokens": equal, "others": [pair for pair in others if pair not in known]}
+
+
+def _titles(run: Run) -> dict[str, str]:
+    titles = {
+        f"{s.name}_{phase}": f"{s.title}, {words}" for s in teachers_of(run.recipe) for phase, words in PHASES.items()
+    }
+    titles |= {
+        f"{group}best_{phase}": f"{CHOSEN[group]}, {words}" for group in CHOSEN for phase, words in PHASES.items()
+    }
+    shots = "few-shot" if run.recipe.teacher.prompt.shots else "without examples"
+    asked = {name: name.partition("_")[2] for name in BASES}
+    return titles | {name: f"base model, {shots}{', ' + TITLES[own] if own else ''}" for name, own in asked.items()}
 
 
 def compare_teachers(
@@ -127,135 +157,61 @@ def compare_teachers(
     """Give every teacher's figures and the differences of each family.
 
     Args: predictions: of stage `judge` by teacher and seed, no seeds for a teacher that was not run; the one run of
-        `base` stands beside any seed of another; seed: of the draws.
-    Returns: `n_pairs`, `n_queries`, `commonest` (naming the commonest class), `teachers`: rows of name, seeds and
-        figures, and `differences`: by family rows of ours, theirs, figures, Holm's p of macro-F1 and a verdict.
-    Raises: InputError: if two runs judged other pairs.
+        a base stands beside any seed of another; seed: of the draws.
+    Returns: of the primary slice (`training.grid.slices`) `slice`, its name, `n_pairs`, `n_queries`, `commonest`
+        (naming the commonest class), `teachers`: rows of name, seeds and figures, and `differences`: by family rows of
+        ours, theirs, figures, Holm's p of macro-F1 and a verdict; `slices`: by name of each further slice the same but
+        `differences`.
+    Raises: InputError: if two runs judged other pairs, or fewer than two queries.
     """
-    pairs = _checked(predictions)
-    fair = ~pairs.exact_only
-    label_N = pairs.label[fair]
-    queries, query_N = np.unique(pairs.query_id[fair], return_inverse=True)
-    count_DQ = statistics.draw_queries(len(queries), draws, seed)
-    samples = {}
-    for name, runs in predictions.items():
-        if runs:
-            named_SN = np.array([classes_named(runs[one])[fair] for one in sorted(runs)])
-            count_SQKK = _confusions(label_N, named_SN, query_N.astype(np.int64), scheme)
-            samples[name] = _sample(tuple(sorted(runs)), count_SQKK, scheme, count_DQ, constant=name == BASE)
+    parts = slices_of(_checked(predictions))
+    if not parts or parts[0].kind != "primary":
+        raise InputError("expected teachers that judged at least two queries of the main slice, found fewer")
+    first, *further = parts
+    samples = _samples(predictions, first, scheme, draws=draws, seed=seed)
     return {
-        "n_pairs": len(label_N),
-        "n_queries": len(queries),
-        "commonest": commonest_class(label_N, scheme),
-        "teachers": [_teacher_row(name, samples.get(name), seed) for name in predictions],
+        "slice": first.name,
+        **_figures_of(predictions, samples, first, scheme, seed),
         "differences": {name: _differences(pairs_of, samples, seed) for name, pairs_of in families.items()},
+        "slices": {
+            part.name: _figures_of(
+                predictions, _samples(predictions, part, scheme, draws=draws, seed=seed), part, scheme, seed
+            )
+            for part in further
+        },
     }
 
 
-def teacher_table(results: Mapping[str, Any]) -> str:
-    """Give the comparison in Markdown, those not run included, below the row of the commonest class.
-
-    Beside the figures stands what each teacher learned from: a teacher of three perspectives has three times the rows.
-
-    Args: results: as comparison.json holds them.
-    """
-    titles, commonest = results["titles"], results["commonest"]
-    always = [f"always {commonest['title']}", "–", f"{commonest['macro_f1']:.3f}", f"{commonest['accuracy']:.3f}"]
-    rows = [[*always, "–", "–", "–"]]
-    for row in results["teachers"]:
-        own = row["figures"]
-        figures = [_with_interval(own[name]) for name in (*COMPARED, "answered")] if own else [NOT_RUN, "–", "–"]
-        system, _, phase = row["name"].rpartition("_")
-        amounts = results["learned"].get(system, {}) if own else {}
-        counts = [
-            _thousands(amounts.get("sft_tokens")),
-            _thousands(amounts.get("dpo_rows") if phase == "dpo" else None),
-        ]
-        rows.append([titles.get(row["name"], row["name"]), str(len(row["seeds"])), *figures, *counts])
-    parts = [f"**{results['wording']}**"] if results["wording"] else []
-    parts += [
-        f"{results['n_pairs']} pairs of {results['n_queries']} queries; 95 % intervals over seeds and queries.",
-        markdown_table(
-            ["teacher", "seeds", "macro-F1", "accuracy", "answered", "SFT tokens", "DPO pairs"], rows
-        ).rstrip(),
-    ]
-    chosen = [f"{titles[f'{name}_{phase}']}" for phase, name in results["best_single"].items() if name is not None]
-    if chosen:
-        parts.append(f"Best single-perspective teachers, chosen on dev pairs: {'; '.join(chosen)}.")
-    for family, differences in results["differences"].items():
-        if differences:
-            parts += [f"### {FAMILIES[family]}", _difference_table(differences, titles)]
-    return "\n\n".join(parts) + "\n"
+def _samples(
+    predictions: Mapping[str, Runs], part: Slice, scheme: LabelScheme, *, draws: int, seed: int
+) -> dict[str, Sample]:
+    """Give the figures of every teacher with a finished run on a slice, on all its queries and on each draw of them."""
+    count_DQ = statistics.draw_queries(part.n_queries, draws, seed)
+    samples = {}
+    for name, runs in predictions.items():
+        if runs:
+            seeds = tuple(sorted(runs))
+            named_SN = np.array([classes_named(runs[one])[part.rows] for one in seeds])
+            predicted_SN = np.where(named_SN == UNANSWERED, scheme.n_classes, named_SN)
+            # One more class, for pairs without an answer.
+            count_SQKK = statistics.confusion_by_query(
+                part.label_N, predicted_SN, part.query_N, n_classes=scheme.n_classes + 1
+            )
+            value = _figures(count_SQKK.sum(axis=1), scheme)
+            drawn = _figures(statistics.draw_confusions(count_SQKK, count_DQ), scheme)
+            samples[name] = Sample(seeds, name in BASES, value, drawn, dict.fromkeys(value, part.n_queries))
+    return samples
 
 
-def _difference_table(differences: Sequence[Row], titles: Mapping[str, str]) -> str:
-    head = ["comparison", "seeds", "Δ macro-F1", "MDD", "p (Holm)", "Δ accuracy", "MDD", "verdict"]
-    rows = []
-    for row in differences:
-        name = " − ".join(titles.get(row[side], row[side]) for side in ("ours", "theirs"))
-        cells = ["–"] * 6
-        if row["figures"]:
-            main, accuracy = (row["figures"][one] for one in COMPARED)
-            cells = [str(main["seeds"]), signed(main), _plain(main["detectable"]), p_value(row["p_holm"])]
-            cells += [signed(accuracy), _plain(accuracy["detectable"])]
-        rows.append([name, *cells, row["verdict"]])
-    return markdown_table(head, rows).rstrip()
-
-
-def _read_jobs(run: Run, folder: Path) -> tuple[dict[str, dict[int, Predictions]], dict[str, list[Row]]]:
-    """Give predictions by teacher and phase, and the gates of finished jobs by teacher.
-
-    A job without a gate had too few preferences to train on, so that whatever lies there of DPO is not its own.
-    """
-    split = run.recipe.teacher.judge.split
-    predictions: dict[str, dict[int, Predictions]] = {}
-    gates: dict[str, list[Row]] = {}
-    for system in teachers_of(run.recipe):
-        gates[system.name] = []
-        predictions |= {f"{system.name}_{phase}": {} for phase in PHASES}
-    for system_name, seed, job, status in _finished_jobs(run, folder):
-        gate = status["gate"]["gate"]
-        if gate is not None:
-            gates[system_name].append({phase: gate[phase] for phase in PHASES})
-        for phase in PHASES if gate is not None else ("sft",):
-            path = job / f"judge_{phase}" / f"predictions.{split}.parquet"
-            if path.is_file():
-                predictions[f"{system_name}_{phase}"][seed] = read_predictions(path)
-    base = run.path / "judge_base" / f"predictions.{split}.parquet"
-    if base.is_file():
-        predictions[BASE] = {run.recipe.seed: read_predictions(base)}
-    return predictions, gates
-
-
-def _learned(run: Run, folder: Path) -> dict[str, dict[str, float]]:
-    """Give what the teachers learned from, as means over their finished seeds; none of jobs that did not say."""
-    told: dict[str, list[dict[str, int]]] = {}
-    for name, _, _, status in _finished_jobs(run, folder):
-        if "learned" in status:
-            told.setdefault(name, []).append(status["learned"])
-    return {name: {key: float(np.mean([one[key] for one in own])) for key in own[0]} for name, own in told.items()}
-
-
-def _finished_jobs(run: Run, folder: Path) -> Iterator[tuple[str, int, Path, Row]]:
-    """Give name, seed, folder and status of the finished jobs of a run's present configuration."""
-    record = run.path / "teachers.json"
-    hashes = json.loads(record.read_text(encoding="utf-8")).get("config_hashes", {}) if record.is_file() else {}
-    for system in teachers_of(run.recipe):
-        for seed in run.recipe.grid.seeds:
-            job = folder / system.name / f"seed_{seed}"
-            status = _status(job / STATUS)
-            if status is not None and status["config_hash"] == hashes.get(
-                f"{system.name}/seed_{seed}", status["config_hash"]
-            ):
-                yield system.name, seed, job, status
-
-
-def _status(path: Path) -> Row | None:
-    """Give the status of a finished job; None for any other, and for one that was killed."""
-    if not path.is_file():
-        return None
-    status: Row = json.loads(path.read_text(encoding="utf-8"))
-    return status if status["state"] == "done" else None
+def _figures_of(
+    names: Mapping[str, Any], samples: Mapping[str, Sample], part: Slice, scheme: LabelScheme, seed: int
+) -> Row:
+    return {
+        "n_pairs": len(part.rows),
+        "n_queries": part.n_queries,
+        "commonest": commonest_class(part.label_N, scheme),
+        "teachers": [_teacher_row(name, samples.get(name), seed) for name in names],
+    }
 
 
 def _checked(predictions: Mapping[str, Runs]) -> Predictions:
@@ -269,23 +225,6 @@ def _checked(predictions: Mapping[str, Runs]) -> Predictions:
                 f"order, found {len(own)} that differ; judge all teachers with the same teacher.judge"
             )
     return first
-
-
-def _confusions(
-    label_N: NDArray[np.int64], named_SN: NDArray[np.int64], query_N: NDArray[np.int64], scheme: LabelScheme
-) -> NDArray[np.float64]:
-    """Count by seed and query, with one more class for pairs without an answer."""
-    predicted_SN = np.where(named_SN == UNANSWERED, scheme.n_classes, named_SN)
-    return statistics.confusion_by_query(label_N, predicted_SN, query_N, n_classes=scheme.n_classes + 1)
-
-
-def _sample(
-    seeds: tuple[int, ...], count_SQKK: NDArray[np.float64], scheme: LabelScheme, count_DQ: Counts, *, constant: bool
-) -> Sample:
-    value = _figures(count_SQKK.sum(axis=1), scheme)
-    drawn = _figures(statistics.draw_confusions(count_SQKK, count_DQ), scheme)
-    queries = dict.fromkeys(value, int(count_SQKK.shape[1]))
-    return Sample(seeds, constant, value, drawn, queries)
 
 
 def _figures(count_KK: NDArray[np.float64], scheme: LabelScheme) -> dict[str, NDArray[np.float64]]:
@@ -322,17 +261,3 @@ def _differences(pairs: Sequence[tuple[str, str]], samples: Mapping[str, Sample]
         figures = {one: figure(gap) for one, gap in (own or {}).items()}
         rows.append({"ours": pair[0], "theirs": pair[1], "figures": figures, "p_holm": p_holm, "verdict": outcome})
     return rows
-
-
-def _with_interval(own: Mapping[str, float | None]) -> str:
-    if own["low"] is None or own["high"] is None:
-        return f"{own['value']:.3f}"
-    return f"{own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f})"
-
-
-def _plain(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _thousands(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"

@@ -12,15 +12,20 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from relevance.errors import RecipeError
+from relevance.errors import RecipeError, RunError
 from training.grid.jobs import Job, run_jobs
 from training.grid.stage import comma_separated, config_hash, interrupt, machine, run_stage
+from training.grid.status import read_status, write_status
 from training.grid.systems import System, overridden
+from training.grid.teacher_budget import budget_lines
 from training.grid.teacher_comparison import write_comparison
+from training.grid.teacher_job import outcome
 from training.grid.teacher_systems import SAME_SIZE, TEACHERS, teachers_of
-from training.runs import Run, commit, hash_json, stage_arguments
+from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
 
 FOLDER = "teachers"
+_DEFINING = ("base", "method", "perspectives", "equal_tokens_with", "prompt", "generate")
+"""Keys of the teacher's section by which a folder that was made by hand is known."""
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     Returns: 0 when every asked-for teacher is done or diverged, 1 when one failed.
     Raises: RecipeError: as `teachers_of`, or if a server is to answer for all teachers; RunError: if a shared stage
-        failed.
+        failed, or a folder holds another teacher than its name says.
     """
     parser = argparse.ArgumentParser(prog="relevance teachers", description=__doc__)
     parser.add_argument("name", metavar="RECIPE", help="name of a shipped recipe, or a TOML file")
@@ -36,11 +41,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
     parser.add_argument("--systems", type=comma_separated, default=(), help="only these, comma-separated")
     parser.add_argument("--seeds", type=comma_separated, default=(), help="only these, comma-separated")
+    parser.add_argument(
+        "--compare-only", action="store_true", help="run nothing: compare the folders that are there, by hand made too"
+    )
     arguments = parser.parse_args(argv)
     common = ["--recipe", arguments.name, "--out", str(arguments.out)]
     common += [part for override in arguments.set for part in ("--set", override)]
     run = stage_arguments(common, "teachers", __doc__)
-    if run.recipe.teacher.sampling.kind == "openai":
+    if run.recipe.teacher.sampling.kind == "openai" and not arguments.compare_only:
         raise RecipeError(
             "teacher.sampling.kind: expected 'local' or 'programmatic', so that every teacher answers for itself, "
             "found 'openai', which serves one model for all"
@@ -49,9 +57,48 @@ def main(argv: list[str]) -> int:
     seeds = tuple(seed for seed in run.recipe.grid.seeds if not arguments.seeds or str(seed) in arguments.seeds)
     if len(seeds) != len(arguments.seeds or seeds):
         raise RecipeError(f"--seeds: expected some of {run.recipe.grid.seeds}, found {', '.join(arguments.seeds)}")
+    if arguments.compare_only:
+        jobs = _record(run)
+        for job in jobs:
+            adopt(run, job)
+        write_comparison(run, run.path / FOLDER)
+        return 0
     signal.signal(signal.SIGTERM, interrupt)
+    for line in budget_lines(run.recipe, chosen, len(seeds)):
+        log.info("teachers, at most: %s", line)
     for stage in run.recipe.stages:
         run_stage([stage, *common])
+    jobs = _record(run)
+    failed = run_jobs(run, [job for job in jobs if job.system in chosen and job.seed in seeds])
+    write_comparison(run, run.path / FOLDER)
+    return failed
+
+
+def adopt(run: Run, job: Job) -> None:
+    """Give a teacher whose stages were called one by one the status of a finished job, so that it is compared.
+
+    A folder that holds a status, or lacks a finished DPO or the judgement of the SFT policy, is left alone.
+
+    Raises: RunError: if the folder holds another teacher than its name says.
+    """
+    judged = job.folder / "judge_sft" / "report.json"
+    status = read_status(job.folder)
+    by_hand = status is None or "by_hand" in status
+    if not by_hand or not (job.folder / "dpo" / DONE).is_file() or not judged.is_file():
+        return
+    found = json.loads(judged.read_text(encoding="utf-8"))["teacher"]
+    expected = job.recipe.teacher.model_dump(mode="json")
+    for key in _DEFINING:
+        if found.get(key) != expected[key]:
+            raise RunError(f"{judged}: expected teacher.{key} = {expected[key]}, found {found.get(key)}")
+    made = Run(job.recipe, job.folder, shared=run.path)
+    status = {"system": job.system.name, "seed": job.seed, "config_hash": job.config_hash, "by_hand": True}
+    write_status(job.folder, {**status, "state": "done", "error": None, "seconds": None, **outcome(made)})
+    log.info("teachers: %s, seed %d was made by hand and is compared as it is", job.system.name, job.seed)
+
+
+def _record(run: Run) -> list[Job]:
+    """Give all jobs of a run's recipe and write down what they are of."""
     jobs = [job_of(run, system, seed) for system in teachers_of(run.recipe) for seed in run.recipe.grid.seeds]
     content: dict[str, Any] = {
         "recipe": run.recipe.name,
@@ -62,9 +109,7 @@ def main(argv: list[str]) -> int:
         "config_hashes": {f"{job.system.name}/{job.folder.name}": job.config_hash for job in jobs},
     }
     (run.path / "teachers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    failed = run_jobs(run, [job for job in jobs if job.system in chosen and job.seed in seeds])
-    write_comparison(run, run.path / FOLDER)
-    return failed
+    return jobs
 
 
 def job_of(run: Run, system: System, seed: int) -> Job:

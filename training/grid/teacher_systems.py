@@ -10,8 +10,10 @@ from training.grid.systems import LRKD, System
 from training.recipe import PERSPECTIVES, Perspective, Recipe
 
 MPCOT = "mpcot"
+SINGLE, EQUAL_TOKENS = "single_", "equal_tokens_"
+"""How the names of teachers of one perspective begin: as they are, and controls that read as much as MPCoT."""
 SAME_SIZE = "teacher.preferences.same_size_as"
-_TITLES: Mapping[Perspective, str] = {"user": "user intent", "struct": "structured analysis", "rule": "business rule"}
+TITLES: Mapping[str, str] = {"user": "user intent", "struct": "structured analysis", "rule": "business rule"}
 _LREF, _CRSD = "arXiv:2503.09223", "arXiv:2510.11056"
 
 
@@ -21,15 +23,27 @@ def _single(perspective: Perspective, **more: Any) -> dict[str, Any]:  # noqa: A
 
 _ALL = (
     System(MPCOT, "MPCoT", "ours", LRKD, "teacher"),
-    *(System(f"single_{p}", f"SingleCoT, {_TITLES[p]}", "rival", LRKD, "teacher", _single(p)) for p in PERSPECTIVES),
+    *(System(f"{SINGLE}{p}", f"SingleCoT, {TITLES[p]}", "rival", LRKD, "teacher", _single(p)) for p in PERSPECTIVES),
     *(
         System(
             f"same_size_{p}",
-            f"SingleCoT, {_TITLES[p]}, as many preference pairs as MPCoT",
+            f"SingleCoT, {TITLES[p]}, as many preference pairs as MPCoT",
             "control",
             LRKD,
             "teacher",
             _single(p, **{SAME_SIZE: MPCOT}),
+            members=(MPCOT,),
+        )
+        for p in PERSPECTIVES
+    ),
+    *(
+        System(
+            f"{EQUAL_TOKENS}{p}",
+            f"SingleCoT, {TITLES[p]}, as many SFT tokens and preference pairs as MPCoT",
+            "control",
+            LRKD,
+            "teacher",
+            _single(p, **{SAME_SIZE: MPCOT, "teacher.equal_tokens_with": list(PERSPECTIVES)}),
             members=(MPCOT,),
         )
         for p in PERSPECTIVES

@@ -1,6 +1,7 @@
 """What a small decoder from scratch reads: platform text, chat documents, and both packed into windows.
 
-No document holds a gold label: chat documents end with the annotator's own guess. Suffixes: N windows, L tokens.
+No document holds its pair's gold label: chat documents end with the annotator's own guess. Suffixes: N windows, L
+tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from relevance.errors import RunError
 from relevance.pairs import Item, Pair
-from training.recipe import Perspective
+from training.recipe import View
 from training.teacher.generator import Prompt, TextGenerator, prompt_key
 from training.teacher.prompts import PromptBook
 
@@ -53,22 +54,19 @@ def instructions(
     generator: TextGenerator,
     book: PromptBook,
     pairs: Sequence[Pair],
-    perspectives: Sequence[Perspective],
+    views: Sequence[View],
     *,
     count: int,
     seed: int,
 ) -> list[Chat]:
-    """Give chat documents: the prompt of one perspective and the generator's first answer to it.
+    """Give chat documents: the prompt of one view and the generator's first answer to it.
 
     Args: pairs: that the generator can answer about; count: documents wanted, fewer where pairs run out.
     Returns: them, in an order that depends on the pairs and the seed alone; unanswered ones are left out.
     """
-    jobs = [(pair, perspective) for pair in pairs if pair.item.title.strip() for perspective in perspectives]
+    jobs = [(pair, view) for pair in pairs if pair.item.title.strip() for view in views]
     random.Random(f"instructions {seed}").shuffle(jobs)
-    asked = {
-        prompt_key(pair.pair_id, perspective): tuple(book.messages(pair, perspective))
-        for pair, perspective in jobs[:count]
-    }
+    asked = {prompt_key(pair.pair_id, view): tuple(book.messages(pair, view)) for pair, view in jobs[:count]}
     prompts = (Prompt(key, messages, samples=1) for key, messages in asked.items())
     answers = {done.key: done.text for done in generator.complete(prompts) if done.error is None}
     return [

@@ -10,8 +10,9 @@ plain DPO may lower both (trl issue 2382).
 
 Gate (`training.teacher.gate`): both policies answer the same dev pairs (whole queries) greedily, an answer without a
 label counts as wrong, and DPO's policy is shipped only if it wins by more than `dpo.gate_margin` of macro-F1; else the
-SFT policy stays the teacher, as it does when there are fewer than `LEAST_PREFERENCES` preferences to learn from. With
-another margin or other pairs the policy that is there is judged anew. A loss that is no number ships nothing.
+SFT policy stays the teacher, as it does when there are fewer than `LEAST_PREFERENCES` preferences to learn from; it
+then answers the gate's pairs alone, so that it has dev figures as any other. With another margin or other pairs the
+policy that is there is judged anew. A loss that is no number ships nothing.
 
 Under `accelerate launch` the last batch of an epoch repeats some of the first rows, so that all processes have as many:
 at most one row fewer than processes × `dpo.device_batch_size`.
@@ -33,17 +34,17 @@ import torch
 
 from relevance.errors import CollapseError, InputError
 from training.runs import DONE, Run, hash_file, hash_json, log, stage_arguments
-from training.teacher.gate import decide, gate_inputs, pairs_of
+from training.teacher.gate import ask_gate, decide, gate_inputs, pairs_of
 from training.teacher.policy import POLICY, load_model, load_policy, read_record, rebased, record_policy
 from training.teacher.preference_rows import FILE, Preference, read_preferences
 from training.teacher.trainer_settings import (
     StopOnDivergence,
     check_finite,
     fit_inputs,
-    last_checkpoint,
     own_accelerator,
     processes,
     quiet,
+    resume_point,
     trainer_options,
 )
 from training.teacher_recipe import DpoRecipe
@@ -60,6 +61,8 @@ _REFERENCE = "ref"
 """The name that TRL gives its frozen copy of an adapter, and the folder that checkpoints keep it in."""
 _GATE = frozenset({"gate_pairs", "gate_margin"})
 """Keys that decide which policy is shipped, not what is trained."""
+_LAST_STEPS = 10
+"""Steps whose mean says how a training ended: one batch alone is noise."""
 _FIRST_AND_LAST = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
@@ -85,8 +88,7 @@ def optimise_policy(run: Run) -> None:
         "files": {FILE: hash_file(preferences / FILE)},
     }
     rows = list(read_preferences(preferences / FILE))
-    if len(rows) >= LEAST_PREFERENCES:
-        pairs_of(run)  # so that a gate without pairs is known before the training
+    pairs_of(run)  # so that a gate without pairs is known before the training
     with run.stage(STAGE, inputs, resumable=True) as folder:
         if folder is not None:
             processes().wait_for_everyone()
@@ -130,7 +132,7 @@ class Optimisation:
         trainer = self.trainer(checkpoints)
         longest = check_lengths(trainer.train_dataset, self.rows, self.recipe.max_tokens)
         try:
-            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+            trainer.train(resume_from_checkpoint=_resume_point(trainer, checkpoints))
             check_finite(trainer.model, STAGE)
         except CollapseError:
             shutil.rmtree(checkpoints, ignore_errors=True)
@@ -163,7 +165,7 @@ class Optimisation:
             reference = load_model(self.sft, dtype=policy.model.dtype).requires_grad_(False)
         anchored = self.recipe.sft_weight > 0
         config = DPOConfig(
-            **trainer_options(self.recipe, checkpoints, seed=self.seed),
+            **trainer_options(self.recipe, checkpoints, seed=self.seed) | {"logging_steps": 1},
             beta=self.recipe.beta,
             loss_type=["sigmoid", "sft"] if anchored else ["sigmoid"],
             loss_weights=[1.0, self.recipe.sft_weight] if anchored else [1.0],
@@ -212,13 +214,13 @@ def _dialogue(row: Preference, thinking: bool) -> dict[str, Any]:
     }
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Give the last whole checkpoint, without its copy of the reference.
+def _resume_point(trainer: DPOTrainer, folder: Path) -> str | None:
+    """Give the last whole checkpoint to go on from, without its copy of the reference.
 
     transformers 4.57 loads either the adapters in a checkpoint's sub-folders or the one beside them: with the reference
     in a sub-folder it would leave the trained adapter out and go on from the SFT policy without a word.
     """
-    checkpoint = last_checkpoint(folder)
+    checkpoint = resume_point(trainer, folder)
     if checkpoint is not None and processes().is_main_process:
         shutil.rmtree(Path(checkpoint) / _REFERENCE, ignore_errors=True)
     processes().wait_for_everyone()
@@ -226,7 +228,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _figures(trainer: DPOTrainer, rows: Sequence[Preference]) -> dict[str, Any]:
-    """Give what the training did: its first logged step, where both rewards are 0, and its last."""
+    """Give what the training did: its first step, where both rewards are 0, its last, and the mean of its last ten."""
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return {
@@ -240,6 +242,10 @@ def _figures(trainer: DPOTrainer, rows: Sequence[Preference]) -> dict[str, Any]:
         },
         "first_step": {name: steps[0][name] for name in _FIRST_AND_LAST},
         "last_step": {name: steps[-1][name] for name in _FIRST_AND_LAST},
+        "last_steps": {
+            "steps": len(steps[-_LAST_STEPS:]),
+            **{name: float(np.mean([one[name] for one in steps[-_LAST_STEPS:]])) for name in _FIRST_AND_LAST},
+        },
     }
 
 
@@ -252,7 +258,8 @@ def _decide(run: Run, sft: Path, preferences: int) -> None:
         return
     if preferences < LEAST_PREFERENCES:
         found = f"{preferences} preferences, at least {LEAST_PREFERENCES} are needed"
-        report: dict[str, Any] = {"shipped": "sft", "reason": found, "gate": None, "training": None}
+        gate = ask_gate(run, folder, {"sft": sft / POLICY})
+        report: dict[str, Any] = {"shipped": "sft", "reason": found, "gate": gate, "training": None}
     else:
         training = json.loads((folder / _TRAINING).read_text(encoding="utf-8"))
         report = {**decide(run, folder, {"sft": sft / POLICY, "dpo": folder / POLICY}), "training": training}

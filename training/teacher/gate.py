@@ -33,8 +33,26 @@ _PLACES = 6
 def decide(run: Run, folder: Path, policies: Mapping[str, Path]) -> dict[str, Any]:
     """Ask policies `sft` and `dpo` about the gate's pairs and ship the better one.
 
-    Args: folder: that the answers are written to, from which a killed gate goes on; policies: always the same in it.
+    Args: folder, policies: as `ask_gate` takes them.
     Returns: `shipped` (`sft` or `dpo`), `reason` in words, and `gate` with the figures of both.
+    Raises: RunError: if there are no dev pairs.
+    """
+    gate = ask_gate(run, folder, policies)
+    gain, margin = gate["dpo"]["macro_f1"] - gate["sft"]["macro_f1"], gate["margin"]
+    return {
+        "shipped": "dpo" if gain > margin else "sft",
+        "reason": f"macro-F1 {gate['sft']['macro_f1']:.4f} after SFT and {gate['dpo']['macro_f1']:.4f} after DPO "
+        f"on {gate['pairs']} dev pairs; DPO must win by more than {margin:g}",
+        "gate": gate,
+    }
+
+
+def ask_gate(run: Run, folder: Path, policies: Mapping[str, Path]) -> dict[str, Any]:
+    """Ask policies about the gate's pairs.
+
+    Args: folder: that the answers are written to, from which a killed gate goes on; policies: by name, a name always
+        for the same one in a folder.
+    Returns: which pairs were asked about, the margin of the recipe, and the figures of each policy by its name.
     Raises: RunError: if there are no dev pairs.
     """
     recipe, scheme = run.recipe, run.recipe.label_scheme
@@ -46,18 +64,12 @@ def decide(run: Run, folder: Path, policies: Mapping[str, Path]) -> dict[str, An
         if not answers.is_file():
             _ask(recipe, policy, pairs, answers)
         figures[name] = figures_of(pairs, list(read_samples(answers)), scheme)
-    gain, margin = figures["dpo"]["macro_f1"] - figures["sft"]["macro_f1"], recipe.teacher.dpo.gate_margin
     return {
-        "shipped": "dpo" if gain > margin else "sft",
-        "reason": f"macro-F1 {figures['sft']['macro_f1']:.4f} after SFT and {figures['dpo']['macro_f1']:.4f} after DPO "
-        f"on {len(pairs)} dev pairs; DPO must win by more than {margin:g}",
-        "gate": {
-            "pairs": len(pairs),
-            "queries": len({one.pair.query.id for one in pairs}),
-            "pairs_hash": hash_json(sorted(one.pair.pair_id for one in pairs)),
-            "margin": margin,
-            **figures,
-        },
+        "pairs": len(pairs),
+        "queries": len({one.pair.query.id for one in pairs}),
+        "pairs_hash": hash_json(sorted(one.pair.pair_id for one in pairs)),
+        "margin": recipe.teacher.dpo.gate_margin,
+        **figures,
     }
 
 

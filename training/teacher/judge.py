@@ -19,7 +19,7 @@ from relevance.errors import InputError, RecipeError, RunError
 from relevance.pairs import LabelledPair, Pair, read_labelled_pairs
 from training.evaluate import TEST_READS
 from training.predictions import write_predictions
-from training.recipe import View
+from training.recipe import PERSPECTIVES, Perspective, View
 from training.runs import Run, commit, hash_file, log, stage_arguments
 from training.teacher.collect import ASIDE
 from training.teacher.faithfulness import chosen_answers, early_jobs, swap_facts
@@ -42,12 +42,16 @@ from training.teacher.samples import Sample, read_samples, sample_pairs, write_s
 from training.teacher.sft_rows import asked_view
 from training.teacher.teacher_card import teacher_card
 from training.teacher.text_generators import make_text_generator, noted
+from training.teacher_recipe import TeacherRecipe
 
 PolicyName = Literal["base", "sft", "dpo"]
 JudgeSplit = Literal["dev", "test"]
 POLICIES: tuple[PolicyName, ...] = ("base", "sft", "dpo")
 OPTIONS = argparse.ArgumentParser(add_help=False)
 OPTIONS.add_argument("--policy", choices=POLICIES, help="judge this policy instead of the one that is shipped")
+OPTIONS.add_argument(
+    "--perspective", choices=PERSPECTIVES, help="of --policy base: ask under this perspective's prompt alone"
+)
 REPORT, CARD = "report.json", "card.md"
 _SECONDS = "seconds.jsonl"
 _FORCED = "forced.jsonl"
@@ -69,30 +73,46 @@ class _Asking:
 def main(argv: list[str]) -> int:
     """Run the stage; see the module."""
     run = stage_arguments(argv, "judge", __doc__, OPTIONS)
-    judge_policy(run, OPTIONS.parse_known_args(argv)[0].policy)
+    options = OPTIONS.parse_known_args(argv)[0]
+    judge_policy(run, options.policy, perspective=options.perspective)
     return 0
 
 
-def judge_policy(run: Run, policy: PolicyName | None = None, split: JudgeSplit | None = None) -> Path:
+def judge_policy(
+    run: Run,
+    policy: PolicyName | None = None,
+    split: JudgeSplit | None = None,
+    perspective: Perspective | None = None,
+) -> Path:
     """Judge a policy of a run.
 
-    Args: policy: None for the one that is shipped; split: None for `teacher.judge.split`.
-    Returns: the folder of report, card and predictions: judge, with _base, _sft or _dpo for a policy that was named and
-        _dev for that split.
+    Args: policy: None for the one that is shipped; split: None for `teacher.judge.split`; perspective: whose prompt
+        alone the base model is asked with, None for the run's own.
+    Returns: the folder of report, card and predictions: judge, with _base, _sft or _dpo for a policy that was named, a
+        perspective that was, and _dev for that split.
     Raises: RunError: if the policy is not there; InputError: if the split has no pairs to judge; RecipeError: if a
-        server is to answer for a policy that it does not serve.
+        server is to answer for a policy that it does not serve, or another than the base for one perspective.
     """
     if split is not None:
-        run = _with_judge(run, {"split": split})
+        run = _with_teacher(run, {"judge": run.recipe.teacher.judge.model_copy(update={"split": split})})
+    if perspective is not None:
+        if policy != "base":
+            raise RecipeError(
+                f"--perspective {perspective}: expected --policy base, found {policy or 'the shipped one'}, which is "
+                "asked as it has learned to be"
+            )
+        run = _with_teacher(run, {"perspectives": (perspective,)})
     section, teacher = run.recipe.teacher.judge, run.recipe.teacher
-    name = "_".join(["judge", *([policy] if policy else []), *(["dev"] if section.split == "dev" else [])])
+    named = [part for part in (policy, perspective, "dev" if section.split == "dev" else None) if part is not None]
+    name = "_".join(["judge", *named])
     labelled = judged_pairs(run, section.split, section.pairs)
     book = PromptBook.load(teacher.prompt, run.recipe.label_scheme)
     where = _policy_folder(run, policy)
     data = run.require("data")
     files = {part: hash_file(data / f"pairs.{part}.parquet") for part in dict.fromkeys(("dev", section.split))}
     inputs = {
-        "judge": section.model_dump(mode="json"),
+        # Left out where it is the default: a key that is younger than a judgement does not ask for another one.
+        "judge": section.model_dump(mode="json", exclude={"draw_pairs"} if section.draw_pairs is None else None),
         "prompt": teacher.prompt.model_dump(mode="json"),
         "sampling": teacher.sampling.model_dump(mode="json", exclude=ASIDE),
         "view": asked_view(teacher),
@@ -127,6 +147,15 @@ def judged_pairs(run: Run, split: JudgeSplit, most: int | None) -> list[Labelled
     return fair if most is None else gate_pairs(fair, most)
 
 
+def drawn_pairs(run: Run, labelled: Sequence[LabelledPair]) -> list[LabelledPair]:
+    """Choose those of the judged pairs that are answered several times: whole queries, all without a bound.
+
+    Args: labelled: as `judged_pairs` gives them.
+    """
+    most = run.recipe.teacher.judge.draw_pairs
+    return list(labelled) if most is None else gate_pairs(labelled, most)
+
+
 def read_judged(run: Run, folder: Path, labelled: Sequence[LabelledPair]) -> Judged:
     """Read what a judge's answers are in a folder.
 
@@ -136,10 +165,11 @@ def read_judged(run: Run, folder: Path, labelled: Sequence[LabelledPair]) -> Jud
     choice = folder / "samples.dev.jsonl"
     forced, swapped = folder / _FORCED, folder / _SWAPPED
     asked = None
-    if _needs_choice(run):
+    if needs_choice(run.recipe.teacher):
         asked = (tuple(judged_pairs(run, "dev", section.choice_pairs)), tuple(read_samples(choice)))
     return Judged(
         labelled=tuple(labelled),
+        drawn=tuple(drawn_pairs(run, labelled)),
         greedy=tuple(read_samples(folder / "greedy.jsonl")),
         draws=tuple(read_samples(folder / "samples.jsonl")),
         choice=asked,
@@ -161,8 +191,8 @@ def answer_pairs(
     asking = _Asking(run, folder, book, asked_view(teacher), greedy, drawn)
     pairs = [one.pair for one in labelled]
     _ask(asking, "greedy", pairs)
-    _ask(asking, "samples", pairs)
-    if _needs_choice(run):
+    _ask(asking, "samples", [one.pair for one in drawn_pairs(run, labelled)])
+    if needs_choice(run.recipe.teacher):
         _ask(asking, "samples.dev", [one.pair for one in judged_pairs(run, "dev", teacher.judge.choice_pairs)])
     answers = list(read_samples(folder / "greedy.jsonl"))
     by_id = {pair.pair_id: pair for pair in pairs}
@@ -243,15 +273,13 @@ def _policy_folder(run: Run, policy: PolicyName | None) -> str | Path:
     return folder
 
 
-def _needs_choice(run: Run) -> bool:
+def needs_choice(teacher: TeacherRecipe) -> bool:
     """Say whether the best perspective must be chosen on other pairs than the judged ones."""
-    teacher = run.recipe.teacher
     return teacher.judge.split != "dev" and 1 < len(teacher.perspectives) <= teacher.judge.samples
 
 
-def _with_judge(run: Run, update: dict[str, Any]) -> Run:
-    section = run.recipe.teacher.judge.model_copy(update=update)
-    teacher = run.recipe.teacher.model_copy(update={"judge": section})
+def _with_teacher(run: Run, update: dict[str, Any]) -> Run:
+    teacher = run.recipe.teacher.model_copy(update=update)
     return replace(run, recipe=run.recipe.model_copy(update={"teacher": teacher}))
 
 

@@ -44,6 +44,10 @@ class Answers:
     predicted: Ints
     probabilities_NK: Floats
 
+    def of(self, rows: NDArray[np.bool_]) -> Answers:
+        """Give the answers to some of the pairs, bool of shape (N,)."""
+        return Answers(self.query_id[rows], self.label[rows], self.predicted[rows], self.probabilities_NK[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Draws:

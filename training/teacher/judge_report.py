@@ -48,12 +48,14 @@ _NAMED, _OTHER = 0.0, float(np.log(1e-6))
 class Judged:
     """What a judge has read from its folder.
 
-    Args: labelled: the pairs asked about; greedy: their answers, in their order; draws: answers by perspective; choice:
-        the same of dev pairs, with labels, None where none were asked; forced: None where labels could not be forced;
+    Args: labelled: the pairs asked about; drawn: those of them with several answers; greedy: an answer to each of
+        `labelled`, in their order; draws: answers to `drawn`, by perspective; choice: the
+        same of dev pairs, with labels, None where none were asked; forced: None where labels could not be forced;
         swapped: answers to changed pairs, None where none were asked; seconds: by part: answers and seconds of them.
     """
 
     labelled: tuple[LabelledPair, ...]
+    drawn: tuple[LabelledPair, ...]
     greedy: tuple[Sample, ...]
     draws: tuple[Sample, ...]
     choice: tuple[tuple[LabelledPair, ...], tuple[Sample, ...]] | None
@@ -93,6 +95,7 @@ def report_of(run: Run, judged: Judged, view: View) -> tuple[dict[str, Any], Pre
         },
         "majority": judge_measures.majority(answers.label, scheme),
         "figures": judge_measures.answer_figures(answers, scheme, bootstrap),
+        "sources": _sources(judged, answers, scheme, bootstrap),
         "confusion": judge_measures.confusion(answers, scheme),
         "probabilities": {
             "source": source,
@@ -226,10 +229,29 @@ def not_run(because: str) -> dict[str, str]:
     return {"state": NOT_RUN, "because": because}
 
 
+def _sources(judged: Judged, answers: Answers, scheme: LabelScheme, bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+    """Give accuracy and macro-F1 of each source by itself, where the judged pairs are of several."""
+    source_N = np.array([one.source for one in judged.labelled])
+    names = np.unique(source_N).tolist()
+    found = {}
+    for name in names if len(names) > 1 else ():
+        own = answers.of(source_N == name)
+        figures = judge_measures.answer_figures(own, scheme, bootstrap)
+        found[name] = {
+            "n_pairs": len(own.label),
+            "n_queries": len(np.unique(own.query_id)),
+            "majority": judge_measures.majority(own.label, scheme),
+            **{figure: figures[figure] for figure in ("accuracy", "macro_f1")},
+        }
+    return found
+
+
 def _perspectives(judged: Judged, teacher: TeacherRecipe, scheme: LabelScheme, bootstrap: Bootstrap) -> dict[str, Any]:
     perspectives, n_samples = teacher.perspectives, teacher.judge.samples
-    draws = draws_of(judged.labelled, judged.draws, perspectives, scheme, n_samples=n_samples)
+    draws = draws_of(judged.drawn, judged.draws, perspectives, scheme, n_samples=n_samples)
     found: dict[str, Any] = {
+        "n_pairs": len(draws.query_id),
+        "n_queries": len(np.unique(draws.query_id)),
         "samples": draws.samples,
         "pass_at_k": judge_measures.pass_curves(draws, bootstrap),
         "agreement": judge_measures.agreement(draws, bootstrap),

@@ -58,7 +58,9 @@ class LocalGenerator:
         )
 
     def complete(self, prompts: Iterable[Prompt], *, total: int | None = None) -> Iterator[Completion]:
-        """Answer prompts, window by window, the longest of each first.
+        """Answer prompts, window by window: view by view, so that a batch is not held up by a view of longer answers.
+
+        Within a view the longest prompt comes first.
 
         Args: prompts: read a window at a time; total: completions to come, which shows a progress bar.
         """
@@ -66,7 +68,7 @@ class LocalGenerator:
         size = self.recipe.batch_size
         with tqdm(total=total, unit="answer", desc=self.policy.name, disable=total is None) as progress:
             while window := list(islice(jobs, size * _WINDOW_BATCHES)):
-                window.sort(key=lambda job: -len(job.ids))
+                window.sort(key=lambda job: (job.view, -len(job.ids)))
                 asked = [job for job in window if self._room(job) is None]
                 for job in window:
                     if (error := self._room(job)) is not None:
@@ -235,6 +237,12 @@ class _Job:
     key: str
     sample: int
     ids: list[int]
+
+    @property
+    def view(self) -> str:
+        """What the key names before its tab, as `prompt_key` makes it; "" for a key without one."""
+        view, tab, _ = self.key.partition("\t")
+        return view if tab else ""
 
 
 @dataclass(frozen=True, slots=True)

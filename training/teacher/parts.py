@@ -58,7 +58,7 @@ def parts_of(labelled: Iterable[LabelledPair], recipe: TeacherRecipe) -> Parts:
             continue
         if recipe.folds > 1 and fold_of(query, recipe.folds) == recipe.fold:
             held_out.append(one)
-        elif _is_reserved(query, recipe):
+        elif is_reserved(query, recipe):
             reserved.append(one)
         else:
             fit.append(one)
@@ -79,7 +79,7 @@ def asked_pairs(run: Run) -> list[LabelledPair]:
     labelled = [
         one
         for one in read_labelled_pairs(path, run.recipe.label_scheme)
-        if not one.exact_only and not _is_reserved(one.pair.query.text, recipe)
+        if not one.exact_only and not is_reserved(one.pair.query.text, recipe)
     ]
     commonest = Counter(one.pair.pair_id for one in labelled).most_common(1)
     if not commonest or commonest[0][1] > 1:
@@ -101,6 +101,11 @@ def fold_of(query: str, folds: int) -> int:
     return int(query_unit(query, _FOLD) * folds)
 
 
+def is_reserved(query: str, recipe: TeacherRecipe) -> bool:
+    """Say whether a query's pairs are reserved for preferences."""
+    return query_unit(query, _RESERVED) < recipe.preferences.reserved
+
+
 def _whole_queries(labelled: Sequence[LabelledPair], most: int | None, salt: str) -> list[LabelledPair]:
     """Draw whole queries until no further one fits into so many pairs; in the order of the pairs, all for None."""
     if most is None:
@@ -112,7 +117,3 @@ def _whole_queries(labelled: Sequence[LabelledPair], most: int | None, salt: str
             drawn.add(query)
             most -= sizes[query]
     return [one for one in labelled if normalise_query(one.pair.query.text) in drawn]
-
-
-def _is_reserved(query: str, recipe: TeacherRecipe) -> bool:
-    return query_unit(query, _RESERVED) < recipe.preferences.reserved

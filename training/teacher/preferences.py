@@ -254,6 +254,7 @@ def choose_preferences(
         "rejected_labels": _counts([row.rejected_label for row in kept], builder.scheme.classes),
         "chosen_views": _counts([row.chosen_view for row in kept], builder.recipe.perspectives),
         "rejected_views": _counts([row.rejected_view for row in kept], builder.recipe.perspectives),
+        **_crossings(kept, builder.recipe.perspectives),
     }
     return kept, report
 
@@ -321,6 +322,20 @@ def _mean_lengths(lengths: Sequence[tuple[int, int]]) -> dict[str, float | int |
         return {"pairs": 0, "chosen": None, "rejected": None}
     chosen, rejected = np.mean(lengths, axis=0)
     return {"pairs": len(lengths), "chosen": round(float(chosen), 2), "rejected": round(float(rejected), 2)}
+
+
+def _crossings(rows: Sequence[Preference], views: Sequence[View]) -> dict[str, Any]:
+    """Count preferences by the perspective of the chosen answer and that of the rejected one.
+
+    Returns: `chosen_rejected_views`: chosen → rejected → rows, and `crossing`: the share of rows whose two answers are
+        of unlike perspectives, None without rows.
+    """
+    counts = Counter((row.chosen_view, row.rejected_view) for row in rows)
+    crossing = sum(row.chosen_view != row.rejected_view for row in rows)
+    return {
+        "chosen_rejected_views": {chosen: {other: counts[chosen, other] for other in views} for chosen in views},
+        "crossing": round(crossing / len(rows), 4) if rows else None,
+    }
 
 
 def _counts(values: Sequence[str], names: Sequence[str]) -> dict[str, int]:

@@ -1,9 +1,12 @@
 """Stage `teacher_pretrain`: a small decoder from scratch learns the platform's language and to follow prompts.
 
-Its documents are item pages and queries of the training pairs, and prompts of one perspective with the programmatic
-annotator's rationale and guess; never a dev or test text, never a gold label. The teachers of all folds start from one
-base, which has read texts and annotator's rationales of the pairs that a fold leaves out. A killed run goes on from its
-last checkpoint to the very weights that it would have had. Suffixes: N windows, B windows of a batch, L tokens.
+Its documents are item pages and queries of the training pairs, and prompts of every view with the programmatic
+annotator's rationale and guess; never a dev or test text, never a pair's own gold label: the guesses come from a
+classifier that stage `annotate` fitted on the labels of other training queries. Of pairs that are reserved for
+preferences it reads the texts and no answer: there SFT's policy must err by itself. The teachers of all folds start
+from one base, which has read texts and annotator's rationales of the pairs that a fold leaves out. A killed run goes on
+from its last checkpoint to the very weights that it would have had. Suffixes: N windows, B windows of a batch, L
+tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, get_cosine_s
 
 from relevance.errors import RecipeError, RunError
 from relevance.pairs import read_pairs
-from training.recipe import PERSPECTIVES
+from training.recipe import PERSPECTIVES, VIEWS
 from training.runs import Run, hash_file, log, stage_arguments
 from training.soft_labels import FILE
 from training.teacher.decoder import make_decoder, n_parameters, train_tokenizer
@@ -41,6 +44,7 @@ from training.teacher.documents import (
     pack,
     platform_texts,
 )
+from training.teacher.parts import is_reserved
 from training.teacher.policy import POLICY, PRETRAIN_STAGE, Policy, load_tokenizer, save_policy
 from training.teacher.programmatic_generator import ProgrammaticGenerator
 from training.teacher.prompts import PromptBook
@@ -77,6 +81,8 @@ def main(argv: list[str]) -> int:
         "annotator": teacher.sampling.annotator,
         "thinking": teacher.sampling.thinking,
         "prompt": PromptBook.load(teacher.prompt, run.recipe.label_scheme).fingerprint,
+        "views": VIEWS,
+        "reserved": teacher.preferences.reserved,
         "seed": run.recipe.seed,
         "files": {path.name: hash_file(path) for path in files},
     }
@@ -95,17 +101,18 @@ class TrainingDocuments:
 
 
 def training_documents(run: Run) -> TrainingDocuments:
-    """Give the documents of a run: of its training pairs alone, without their labels."""
+    """Give the documents of a run: texts of its training pairs, and chats about those not reserved for preferences."""
     recipe = run.recipe.teacher
     pairs = list(read_pairs(run.require("data") / "pairs.train.parquet"))
     texts = platform_texts(pairs)
     share = recipe.pretrain.instructed
-    count = len(pairs) * len(PERSPECTIVES) if share == 1 else round(len(texts) * share / (1 - share))
+    asked = [pair for pair in pairs if not is_reserved(pair.query.text, recipe)]
+    count = len(asked) * len(VIEWS) if share == 1 else round(len(texts) * share / (1 - share))
     book = PromptBook.load(recipe.prompt, run.recipe.label_scheme)
     chats: list[Chat] = []
     if count:
         generator = ProgrammaticGenerator(run)
-        chats = instructions(generator, book, pairs, PERSPECTIVES, count=count, seed=run.recipe.seed)
+        chats = instructions(generator, book, asked, VIEWS, count=count, seed=run.recipe.seed)
     return TrainingDocuments([] if share == 1 else texts, chats)
 
 

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from training.teacher.prompts import PromptBook
 from training.teacher.sft_rows import (
     EncodedRow,
     Phase,
+    SftRow,
     asked_view,
     encode_rows,
     padded_rows,
@@ -51,10 +52,10 @@ from training.teacher.trainer_settings import (
     StopOnDivergence,
     check_finite,
     fit_inputs,
-    last_checkpoint,
     own_accelerator,
     processes,
     quiet,
+    resume_point,
     trainer_options,
 )
 
@@ -111,8 +112,39 @@ def phases_of(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[Phase]:
         from training.teacher.curriculum import phases
 
         return phases(run, tokenizer)
-    learned = Phase("sft", sft_rows(run))
+    rows = sft_rows(run)
+    learned = Phase("sft", rows, equal_token_epochs(run, rows, tokenizer))
     return [Phase("continued", text_rows(run), epochs=1.0), learned] if method == "crsd" else [learned]
+
+
+def equal_token_epochs(run: Run, rows: Sequence[SftRow], tokenizer: PreTrainedTokenizerBase) -> float | None:
+    """Give the epochs after which SFT has read as many tokens as that of a teacher of other perspectives would have.
+
+    Rows are counted as they are learned, prompts and answers, those of held-out queries left out on both sides.
+
+    Args: rows: of the run's own teacher.
+    Returns: None where the recipe names no other perspectives.
+    Raises: RunError: if nothing was kept of them.
+    """
+    recipe = run.recipe.teacher
+    if recipe.equal_tokens_with is None:
+        return None
+    update = {"perspectives": recipe.equal_tokens_with, "equal_tokens_with": None}
+    other = replace(run, recipe=run.recipe.model_copy(update={"teacher": recipe.model_copy(update=update)}))
+
+    def tokens(every: Sequence[SftRow]) -> int:
+        """Count the tokens of an epoch."""
+        thinking, most = recipe.sampling.thinking, recipe.sft.max_tokens
+        encoded = encode_rows(split_held_out(every)[0], tokenizer, thinking=thinking, max_tokens=most)
+        return sum(len(row.input_ids) for row in encoded)
+
+    own, theirs = tokens(rows), tokens(sft_rows(other))
+    if not own:
+        raise RunError(f"sft: expected rows to learn, found none among {len(rows)}")
+    epochs = recipe.sft.epochs * theirs / own
+    log.info("sft: %d tokens an epoch, %d with %s: %.2f epochs", own, theirs, recipe.equal_tokens_with, epochs)
+    run.note(STAGE, tokens_per_epoch=own, equal_to=theirs, epochs=round(epochs, 4))
+    return epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +205,7 @@ class FineTuning:
         log.info("%s: %d rows, %d tokens an epoch, %d trained weights", phase.name, len(rows.learned), tokens, trained)
         started = time.monotonic()
         try:
-            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+            trainer.train(resume_from_checkpoint=resume_point(trainer, work))
             check_finite(trainer.model, STAGE)
         except CollapseError:
             # A checkpoint of weights that diverge leads to the same end again.

@@ -140,7 +140,10 @@ def _base_has_read(teacher: Report) -> str:
     if teacher["base"] != "scratch":
         return "what its makers gave it, which may hold public data sets"
     folds = ", those left out by a fold too" if teacher["folds"] > 1 else ""
-    return f"texts of all training pairs{folds}, and an annotator's rationales and guesses of them; no gold label"
+    return (
+        f"texts of all training pairs{folds}, and an annotator's rationales and guesses of those not reserved for "
+        "preferences; the guesses come from a classifier fitted on the gold labels of other training queries"
+    )
 
 
 def _weights(report: Report) -> str:
@@ -182,12 +185,25 @@ def _stage_outcome(stage: str, own: Report) -> str:
     if stage == "generate" and "kept" in own:
         return f"{own['kept']:,} rationales kept of {own['answered']:,} answers"
     if stage == "preferences" and "preferences" in own:
-        return f"{own['preferences']:,} preference pairs of {own['pairs']:,} reserved pairs"
+        crossing = own.get("crossing")
+        across = "" if crossing is None else f", {crossing:.0%} of them across perspectives"
+        return f"{own['preferences']:,} preference pairs of {own['pairs']:,} reserved pairs{across}"
     if stage == "dpo" and "shipped" in own:
-        return f"ships {own['shipped']}: {own['reason']}"
+        return f"ships {own['shipped']}: {own['reason']}{_dpo_end(own)}"
     if stage == "sft" and own.get("phases"):
         return ", ".join(f"{name}: {phase['rows']:,} rows" for name, phase in own["phases"].items())
     return "–"
+
+
+def _dpo_end(own: Report) -> str:
+    """Say how DPO's training ended, where one was made."""
+    last = (own.get("training") or {}).get("last_steps")
+    if last is None:
+        return ""
+    return (
+        f"; over its last {last['steps']} steps reward accuracy {last['rewards/accuracies']:.2f} and margin "
+        f"{last['rewards/margins']:.3f}"
+    )
 
 
 def _figures(report: Report) -> str:
@@ -202,7 +218,22 @@ def _figures(report: Report) -> str:
     table = _table(["figure", "teacher", f"always {majority['class']}"], rows)
     other = report["probabilities"]["other_label"]
     note = "" if not other else f"\n\nThe most probable class is not the one named in {other:.1%} of the answers."
-    return f"{table}{note}\n\n{_answers(report)}"
+    return "\n\n".join([f"{table}{note}", *_sources(report), _answers(report)])
+
+
+def _sources(report: Report) -> list[str]:
+    """Give a table of the sources, where the judged pairs are of several."""
+    rows = [
+        [
+            name,
+            str(own["n_pairs"]),
+            str(own["n_queries"]),
+            *(f"{shown(own[figure])} ({own['majority'][figure]:.3f})" for figure in ("accuracy", "macro_f1")),
+        ]
+        for name, own in report["sources"].items()
+    ]
+    head = ["source", "pairs", "queries", "accuracy (commonest class)", "macro-F1 (commonest class)"]
+    return [_table(head, rows)] if rows else []
 
 
 def _answers(report: Report) -> str:
@@ -220,7 +251,10 @@ def _answers(report: Report) -> str:
 def _perspectives(report: Report) -> str:
     own = report["perspectives"]
     head = ["perspective", *(f"pass@{k}" for k in range(1, own["samples"] + 1))]
-    parts = [_table(head, [[name, *map(shown, curve)] for name, curve in own["pass_at_k"].items()])]
+    parts = [
+        f"{own['samples']} answers a perspective to {own['n_pairs']} pairs of {own['n_queries']} queries.",
+        _table(head, [[name, *map(shown, curve)] for name, curve in own["pass_at_k"].items()]),
+    ]
     if own["agreement"]:
         rows = [
             [name, shown(row["same"]), "–" if row["kappa"] is None else f"{row['kappa']:.3f}", str(row["n_pairs"])]

@@ -113,6 +113,25 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
+def resume_point(trainer: Trainer, folder: Path) -> str | None:
+    """Give the newest whole checkpoint for a trainer to go on from, told the trainer's own rows of a forward pass.
+
+    transformers takes that number from the checkpoint and the accumulation from the new arguments, so that another
+    `device_batch_size`, or another number of processes, would change the batch of a step without a word.
+    """
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None and processes().is_main_process:
+        path = Path(checkpoint) / _STATE
+        state = json.loads(path.read_text(encoding="utf-8"))
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(
+            json.dumps(state | {"train_batch_size": trainer.args.train_batch_size}, indent=2) + "\n", encoding="utf-8"
+        )
+        unfinished.replace(path)
+    processes().wait_for_everyone()
+    return checkpoint
+
+
 @contextmanager
 def own_accelerator() -> Iterator[None]:
     """Keep what a trainer sets for its process, such as mixed precision, from what runs after it in the same one."""
