@@ -41,6 +41,7 @@ CARD = "card.json"
 """What stage `data` tells of its splits."""
 MAX_UNREADABLE = 0.1
 """An LLM teacher may leave out so many pairs, whose guidance is masked."""
+_WORLD = ("share_of_moved_labels", "share_of_moved_labels_by_class", "test_pairs")
 _MAX_PROBED = 10_000
 _PROBE_ITERATIONS = 300
 _PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2)
@@ -95,15 +96,12 @@ def told_of_data(run: Run) -> dict[str, Any]:
         for split, counts in card["splits"].items()
     }
     if world := card.get("marketplace"):
-        told["marketplace"] = {
-            "fact_noise": world["recipe"]["fact_noise"],
-            "label_noise": world["recipe"]["label_noise"],
-            "share_of_moved_labels": world["share_of_moved_labels"],
-            "share_of_moved_labels_by_class": world["share_of_moved_labels_by_class"],
-            "held_out_categories": f"{len(world['held_out_categories'])} of {world['categories']}, in test alone",
-            "held_out_brands": f"{len(world['held_out_brands'])} of {world['brands']}, in test alone",
-            "test_pairs": world["test_pairs"],
-        }
+        told["marketplace"] = {name: world["recipe"][name] for name in ("fact_noise", "label_noise")}
+        told["marketplace"] |= {name: world[name] for name in _WORLD if name in world}
+        for name in ("categories", "brands"):
+            told["marketplace"][f"held_out_{name}"] = (
+                f"{len(world[f'held_out_{name}'])} of {world[name]}, in test alone"
+            )
     return told
 
 

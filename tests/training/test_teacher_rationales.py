@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from teacher_run import SPLIT_SIZES, WORDS, give_policy, make_run
 
-from relevance.errors import RowError, RunError
+from relevance.errors import RecipeError, RowError, RunError
 from relevance.labels import ESCI
 from relevance.pairs import read_labelled_pairs
 from training.leakage import check_nearly_complete, check_rationales
@@ -180,6 +180,9 @@ def test_a_named_teacher_that_is_not_there_not_the_only_one_or_of_other_pairs_is
     answered.write_text('{"inputs": {"files": {"pairs.train.parquet": "of another world"}}}')
     with pytest.raises(RunError, match=r"a teacher of this run's training pairs .*found one of others .of another w"):
         write_teacher_rationales(run)
+    folds = run.recipe.teacher.model_copy(update={"folds": 2})
+    with pytest.raises(RecipeError, match=r"expected null with teacher\.folds = 2.*single_rule"):
+        write_teacher_rationales(Run(run.recipe.model_copy(update={"teacher": folds}), tmp_path))
     give_policy(run, "unused", steps=0)
     with pytest.raises(RunError, match=r"rationales\.teacher = .*expected no other teacher .*found its stages .'sft'"):
         write_teacher_rationales(run)

@@ -90,7 +90,7 @@ class SentenceEncoder:
         Raises: RecipeError: if the model's tokenizer does not tell.
         """
         tokenizer = self._encoder().tokenizer
-        if not tokenizer.is_fast:
+        if not self.tells_tokens:
             raise RecipeError(
                 f"embed.model {self._recipe.model!r}: expected a model with tokenizer.json, which tells where tokens "
                 "end in a text, found none"
@@ -99,6 +99,11 @@ class SentenceEncoder:
             return []
         found = tokenizer(list(texts), add_special_tokens=False, truncation=False, return_offsets_mapping=True)
         return [[end for _, end in offsets] for offsets in found["offset_mapping"]]
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether its tokenizer tells where tokens end, as those with a tokenizer.json do."""
+        return bool(getattr(self._encoder().tokenizer, "is_fast", False))
 
     def _encoder(self) -> Any:  # noqa: ANN401 - sentence-transformers is untyped here
         if self._loaded is None:
@@ -160,7 +165,8 @@ def embed_rationales(
 ) -> tuple[CotStore, dict[str, float]]:
     """Embed rationales through the run's cache, equal texts once.
 
-    Returns: the embeddings, and the share of its rationales' tokens that the encoder reads, by perspective.
+    Returns: the embeddings, and by perspective the share of the rationales' tokens that the encoder reads, {} where its
+        tokenizer does not tell.
     Raises: InputError: if there are no rationales.
     """
     if not rationales:
@@ -170,7 +176,9 @@ def embed_rationales(
     keys: list[tuple[str, str]] = [(r.pair_id, r.perspective) for r in rationales]
     perspective_of = [perspective for _, perspective in keys]
     bounded = encoder if isinstance(encoder, SentenceEncoder) else None
-    shares = dict.fromkeys(perspective_of, 1.0) if bounded is None else share_read(texts, perspective_of, bounded)
+    shares = dict.fromkeys(perspective_of, 1.0)
+    if bounded is not None:
+        shares = share_read(texts, perspective_of, bounded) if bounded.tells_tokens else {}
     if recipe.combined:
         by_pair: dict[str, dict[str, str]] = {}
         for (pair_id, perspective), text in zip(keys, texts, strict=True):

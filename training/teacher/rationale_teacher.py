@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from relevance.errors import RunError
+from relevance.errors import RecipeError, RunError
 from training.recipe import Recipe
 from training.runs import DONE, INPUTS, OF_A_FOLD, Run, hash_file
 
@@ -22,11 +22,16 @@ def rationale_teacher(run: Run) -> Run:
     answers and all that is written stay the run's.
 
     Raises: RunError: if the named folder is no teacher's, was fitted on other pairs, or the run has a teacher of its
-        own, which would answer instead.
+        own, which would answer instead; RecipeError: if the teachers of folds are asked for too.
     """
     named = run.recipe.rationales.teacher
     if named is None:
         return run
+    if run.recipe.teacher.folds > 1:
+        raise RecipeError(
+            f"rationales.teacher: expected null with teacher.folds = {run.recipe.teacher.folds}, whose teachers write "
+            f"the rationales, found {named!r}"
+        )
     folder = run.path / named
     teacher = _recipe_of(folder).teacher
     own = sorted(stage for stage in OF_A_FOLD if (run.path / stage / DONE).is_file())
