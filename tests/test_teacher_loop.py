@@ -126,26 +126,14 @@ def _wait_until_ready(client, server):
     raise AssertionError("expected the service to become ready")
 
 
-def compare_teachers(out):
-    """Run two teachers on the run's first answers."""
-    shared = 'stages=["data", "annotate", "teacher_pretrain", "generate"]'
-    done = relevance("teachers", RECIPE, "--out", out, "--set", shared, "--systems", "mpcot,single_rule")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-@pytest.fixture(scope="module")
-def compared(finished):
-    """The run directory with the comparison of teachers in it."""
-    compare_teachers(finished)
-    return finished
-
-
-def test_teachers_are_compared_on_the_same_first_answers(compared):
+def test_teachers_are_compared_on_the_same_first_answers(finished):
     """Two teachers go through SFT, DPO and judgement; the one that was not run keeps its row."""
-    finished = compared
+    shared = 'stages=["data", "annotate", "teacher_pretrain", "generate"]'
+    options = ("--out", finished, "--set", shared, "--systems", "mpcot,single_rule")
+    done = relevance("teachers", RECIPE, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
     table = (finished / "teachers" / "comparison.md").read_text(encoding="utf-8")
-    again = compare_teachers(finished)
+    again = relevance("teachers", RECIPE, *options)
 
     for name in ("mpcot", "single_rule"):
         status = json.loads((finished / "teachers" / name / "seed_0" / "status.json").read_text(encoding="utf-8"))
@@ -154,40 +142,3 @@ def test_teachers_are_compared_on_the_same_first_answers(compared):
         assert row.rstrip(" |").split(" | ")[-2] == f"{status['learned']['sft_tokens']:,}"
     assert "not run" in table
     assert "2 jobs, 2 ended before" in again.stderr
-
-
-def test_students_of_a_teacher_and_of_the_annotator_stand_in_one_grid(compared, tmp_path):
-    """A finished teacher is named by its folder; pairs and annotation are taken up, and both kinds of rationales read.
-
-    A run that has a teacher of its own cannot name another one, so the grid has a folder of its own.
-    """
-    finished = compared
-    for stage in ("data", "annotate"):
-        (tmp_path / stage).symlink_to(finished / stage, target_is_directory=True)
-    before = {stage: (finished / stage / "DONE.json").stat().st_mtime_ns for stage in ("data", "annotate")}
-    systems = ("bert", "lrkd_gat", "lrkd_programmatic", "lrkd_programmatic_combined", "lrkd_unseen")
-    keys = {
-        "stages": '["data", "annotate", "rationales", "embed"]',
-        "rationales.teacher": str(finished / "teachers" / "mpcot" / "seed_0"),
-        "rationales.splits": '["train", "dev"]',
-        "grid.systems": json.dumps(systems),
-        "grid.rivals": '["bert", "lrkd_programmatic"]',
-    }
-    options = ["--out", tmp_path, *(part for key, value in keys.items() for part in ("--set", f"{key}={value}"))]
-    done = relevance("grid", RECIPE, *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    reported = relevance("report", "--recipe", RECIPE, *options)
-    assert reported.returncode == 0, reported.stderr[-3000:]
-    checks = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))["checks"]
-    results = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
-    written = report(tmp_path, "rationales")["train"]
-
-    assert before == {stage: (tmp_path / stage / "DONE.json").stat().st_mtime_ns for stage in before}
-    assert {run["state"] for run in results["runs"]} == {"done"}
-    assert [row["theirs"] for row in results["differences"]["rivals"]] == ["bert", "lrkd_programmatic"]
-    assert all(row["figures"] for row in results["differences"]["rivals"])
-    seen = written["annotator_seen_pair"] / written["rationales"]
-    assert 0 < seen < 1
-    assert checks["rationales"]["train"]["annotator_seen_pair"] == pytest.approx(seen, abs=1e-4)
-    assert checks["programmatic"]["rationales"]["train"]["generators"] == ["marketplace-1/train"]
-    assert checks["data"]["shared"]["train|test"]["same_query"] == 0
