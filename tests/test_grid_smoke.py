@@ -68,6 +68,21 @@ def test_the_leak_checks_left_their_figures(finished):
 
     assert checks["rationales"]
     assert checks["embeddings"]["probes"]["train"]
+    assert checks["visible"]["rationales"]["train"]["generators"] == ["marketplace-visible-1/train"]
+    assert checks["data"]["shared"]["train|test"]["near_duplicate_titles"] == 0
+    assert "data.marketplace.share_of_moved_labels" in (finished / "report" / "report.html").read_text("utf-8")
+
+
+def test_how_much_of_the_rationales_was_read_is_told(finished):
+    """Of the rivals that read their text within a limit a share, of the embeddings all; of others nothing."""
+    embeddings = json.loads((finished / "grid.json").read_text())["checks"]["embeddings"]
+    runs = json.loads((finished / "report" / "results.json").read_text(encoding="utf-8"))["runs"]
+    read = {run["system"]: run["rationale_tokens_read"] for run in runs}
+
+    assert embeddings["tokens_read"] == dict.fromkeys(("user", "struct", "rule", "combined"), 1.0)
+    assert 0 < read["ced_kd"] < 1
+    assert 0 < read["crsd"] < 1
+    assert read["bert"] is read["lrkd_gat"] is None
 
 
 def test_the_same_initial_encoder_is_every_students(finished):

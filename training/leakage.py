@@ -1,11 +1,13 @@
 """Checks that rationales and their embeddings tell a student about pairs, not about labels; each one fails the run.
 
-What is checked of the pairs themselves (queries, near-duplicate titles, held-out parts) is in `training.data`.
+What is checked of the pairs themselves (queries, near-duplicate titles, held-out parts) is in `training.data`, and told
+here by `told_of_data`.
 Suffixes: N pairs, P perspectives, D width.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from training.recipe import SPLITS, VIEWS, Split
 from training.runs import Run
 from training.soft_labels import FILE, read_soft_labels
 from training.teacher.label_words import label_pattern, strip_verdict
+from training.teacher.rationale_teacher import rationale_teacher
 from training.teacher.sft_rows import asked_view
 from training.words import query_unit
 
@@ -34,8 +37,11 @@ PROBE_MARGIN = 0.02
 """A linear probe may be so much more accurate than the teacher who reads the same facts."""
 MAX_SHARE_OF_CLASS = 0.5
 """Of the pairs of a class, at most so many may have the very same target."""
+CARD = "card.json"
+"""What stage `data` tells of its splits."""
 MAX_UNREADABLE = 0.1
 """An LLM teacher may leave out so many pairs, whose guidance is masked."""
+_WORLD = ("share_of_moved_labels", "share_of_moved_labels_by_class", "test_pairs")
 _MAX_PROBED = 10_000
 _PROBE_ITERATIONS = 300
 _PROBE_STRENGTHS = (1e-4, 1e-3, 1e-2)
@@ -45,7 +51,8 @@ _HELD_OUT = 0.2
 def check_rationales(run: Run) -> dict[str, Any]:
     """Check the rationale files of a run, of the splits that its recipe names.
 
-    Returns: by split the number of rationales and who wrote them.
+    Returns: by split the number of rationales, who wrote them and, of an LLM teacher, the share of them whose writer
+        was fitted on the pair.
     Raises: RunError: if a pair lacks a rationale of a perspective (an LLM teacher may leave out a few), a rationale
         holds a class name, or train's and another split's texts come from one family of paraphrases.
     """
@@ -56,18 +63,46 @@ def check_rationales(run: Run) -> dict[str, Any]:
         where = f"rationales.{split}.jsonl"
         rationales = list(read_rationales(folder / where))
         if recipe.generator == "teacher":
-            view = asked_view(run.recipe.teacher)
+            view = asked_view(rationale_teacher(run).recipe.teacher)
             check_nearly_complete(rationales, _pair_ids(run, split), view, where=where)
         else:
             check_complete(rationales, _pair_ids(run, split), recipe.perspectives, where=where)
         check_label_words(rationales, run.recipe.label_scheme, where=where)
         writers[split] = {rationale.generator for rationale in rationales}
         figures[split] = {"rationales": len(rationales), "generators": sorted(writers[split])}
+        if recipe.generator == "teacher":
+            seen = sum(rationale.annotator_seen_pair for rationale in rationales)
+            figures[split]["annotator_seen_pair"] = round(seen / max(len(rationales), 1), 4)
     if recipe.generator.startswith("marketplace") and "train" in writers:
         for split in recipe.splits:
             if split != "train":
                 check_families_apart(writers["train"], writers[split], where=split)
     return figures
+
+
+def told_of_data(run: Run) -> dict[str, Any]:
+    """Give what stage `data` found and checked of the pairs themselves, {} if it left no card.
+
+    Returns: what each two splits share (queries, items, near-duplicate titles by MinHash); the shares of the classes in
+        each split; of a marketplace its noise and what no split before test names.
+    """
+    path = run.folder("data") / CARD
+    if not path.is_file():
+        return {}
+    card = json.loads(path.read_text(encoding="utf-8"))
+    told: dict[str, Any] = {"shared": card["leaks"]}
+    told["class_shares"] = {
+        split: {label: round(count / max(counts["pairs"], 1), 4) for label, count in counts["labels"].items()}
+        for split, counts in card["splits"].items()
+    }
+    if world := card.get("marketplace"):
+        told["marketplace"] = {name: world["recipe"][name] for name in ("fact_noise", "label_noise")}
+        told["marketplace"] |= {name: world[name] for name in _WORLD if name in world}
+        for name in ("categories", "brands"):
+            told["marketplace"][f"held_out_{name}"] = (
+                f"{len(world[f'held_out_{name}'])} of {world[name]}, in test alone"
+            )
+    return told
 
 
 def check_complete(
@@ -157,7 +192,7 @@ def check_embeddings(run: Run, *, train_only: bool = False) -> dict[str, Any]:
 
     Args: train_only: of a control that was made for train alone, which leaves nothing else to score on.
     Returns: shares of the commonest target by class; for each set of pairs the accuracies of probe, teacher and
-        majority; how many rationales stripping changes.
+        majority; how many rationales stripping changes; the share of their tokens that the encoder read.
     Raises: RunError: if a class shares one target, a probe beats the teacher by more than two points, there is no
         teacher, or no pairs to score a probe on.
     """
@@ -179,7 +214,15 @@ def check_embeddings(run: Run, *, train_only: bool = False) -> dict[str, Any]:
         "share_of_commonest_target": shares,
         "probes": {split: _probe(run, split, *both) for split, both in compared.items()},
         "stripping": _stripping(run, list(compared)),
+        **_tokens_read(run),
     }
+
+
+def _tokens_read(run: Run) -> dict[str, Any]:
+    """Give the share of the rationales' tokens that the encoder read, {} where stage `embed` did not tell."""
+    path = run.folder("embed") / "report.json"
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return told
 
 
 def _check_probed(run: Run, embedded: Collection[Split], *, train_only: bool) -> None:

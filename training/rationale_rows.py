@@ -1,8 +1,8 @@
-"""Rationale rows: their schema and their JSONL files."""
+"""Rationale rows: their schema, their JSONL files, and how several texts of a pair share the room of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -65,3 +65,15 @@ def read_rationales(path: Path) -> Iterator[Rationale]:
 def joined(texts: Mapping[str, str]) -> str:
     """Give one text of a pair's rationales, in the order of the views; "" without any."""
     return " ".join(texts[perspective] for perspective in VIEWS if perspective in texts)
+
+
+def shared_room(lengths: Sequence[int], room: int) -> list[int]:
+    """Share room among texts: each gets an equal part, and what a short one leaves goes to the longer ones.
+
+    Returns: how much of each text fits; together at most `room`.
+    """
+    given = [0] * len(lengths)
+    for place, index in enumerate(sorted(range(len(lengths)), key=lambda i: lengths[i])):
+        given[index] = min(lengths[index], room // (len(lengths) - place))
+        room -= given[index]
+    return given

@@ -71,11 +71,14 @@ class RationalesRecipe(Section):
 
     Args: generator: `programmatic` writes from item fields the student does not see, `visible` from the title alone
         (a control), `marketplace` and `marketplace-visible` do so in the synthetic world, `teacher` is the run's LLM
-        teacher (section `teacher`), whose one rationale a pair names no perspective; query_readings: optional
-        folder with esci_query_reasoning.parquet, which `visible` does not read; splits: which pairs get rationales.
+        teacher (section `teacher`), whose one rationale a pair names no perspective; teacher: folder of a finished
+        teacher that writes in place of the run's own, relative to the run unless absolute, such as
+        `teachers/mpcot/seed_0` of `relevance teachers`; query_readings: optional folder with
+        esci_query_reasoning.parquet, which `visible` does not read; splits: which pairs get rationales.
     """
 
     generator: Literal["programmatic", "visible", "marketplace", "marketplace-visible", "teacher"] = "programmatic"
+    teacher: str | None = None
     perspectives: tuple[Perspective, ...] = PERSPECTIVES
     query_readings: str | None = None
     splits: tuple[Split, ...] = ("train",)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from relevance.text import TextTemplate
 
@@ -59,8 +59,9 @@ class GuidanceRecipe(Section):
         embeddings, None for all that were made; target: `cot`, or a control that carries no reasoning: embeddings
         `shuffled` among pairs of one class, their `constant` mean, `random` unit vectors, or the `one_hot` label;
         centre: subtract each perspective's mean over the training pairs, of which embeddings have a large one;
-        store: stage folder of the embeddings; pca: project the embeddings to the latent's width by a fixed PCA instead
-        of learning a map; temperature: of InfoNCE.
+        store: stage folder of the embeddings; pairs: guide by `all` rationales, by those whose verdict is the pair's
+        label (`agree`), or by those whose writer was not fitted on the pair (`unseen`); pca: project the embeddings to
+        the latent's width by a fixed PCA instead of learning a map; temperature: of InfoNCE.
     """
 
     loss: Literal["mse", "cosine", "infonce"] = "mse"
@@ -68,6 +69,7 @@ class GuidanceRecipe(Section):
     target: Literal["cot", "shuffled", "constant", "random", "one_hot"] = "cot"
     centre: bool = True
     store: str = "embed"
+    pairs: Literal["all", "agree", "unseen"] = "all"
     pca: bool = False
     temperature: float = Field(default=0.05, gt=0)
 
@@ -183,3 +185,23 @@ class StudentRecipe(Section):
     round_weights: bool = False
     bf16: bool = False
     checkpoint_steps: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _chosen_by_label(self) -> StudentRecipe:
+        if self.warm_up_guidance and self.guidance.pairs != "all":
+            raise ValueError(
+                "expected student.guidance.pairs = 'all' with student.warm_up_guidance, whose pairs have no labels, "
+                f"found {self.guidance.pairs!r}"
+            )
+        return self
+
+
+def hashed_student(recipe: StudentRecipe, without: set[str] | None = None) -> dict[str, Any]:
+    """Give a student's section as its stages hash it: a key that came later is told only where it is set.
+
+    Args: without: keys that a stage does not read.
+    """
+    told = recipe.model_dump(mode="json", exclude=without)
+    if recipe.guidance.pairs == "all" and "guidance" in told:
+        del told["guidance"]["pairs"]
+    return told

@@ -242,3 +242,14 @@ def test_the_decoder_chooses_among_the_tokens_that_occur(make_student):
 
     assert len(small.bias) == len(occurring) < len(whole.bias)
     assert loss_of(small, student, batch).item() == pytest.approx(loss_of(whole, student, batch).item(), rel=1e-5)
+
+
+def test_the_share_of_the_rationales_that_is_written_is_told(make_student):
+    """Twelve of forty tokens, then all."""
+    _, tokenizer = make_student()
+    text = {PAIRS[0].pair_id: {"user": "lamp " * 30, "rule": "shoes " * 10}}
+    written = len(tokenizer.encode_texts(["lamp " * 30 + "shoes " * 10])[0])
+
+    assert RationaleTokens(PAIRS, text, tokenizer, 12).share_read == pytest.approx(12 / written)
+    assert RationaleTokens(PAIRS, text, tokenizer, 200).share_read == 1
+    assert RationaleTokens(PAIRS, {}, tokenizer, 12).share_read == 1

@@ -119,6 +119,23 @@ def test_each_perspective_has_its_share_of_a_short_view(make_student):
     assert len(view) == 112
 
 
+def test_the_share_of_the_rationales_that_fits_is_told(make_student):
+    """Of 300 words those that stand in the view, or all where there is room; without rationales nothing is lost."""
+    student, tokenizer = make_student()
+    template, room = student.config.template, tokenizer.max_pair_tokens + 20
+    pair = [PAIRS[0]]
+    text = {pair[0].pair_id: {"user": "lamp " * 300}}
+    cut = SecondView(pair, text, template, tokenizer, room)
+    (row,) = cut.arrays(np.array([0]), None)["view_attention_mask"]
+    bare = SecondView(pair, {}, template, tokenizer, room)
+    (alone,) = bare.arrays(np.array([0]), None)["view_attention_mask"]
+
+    assert cut.share_read == pytest.approx((row.sum() - alone.sum() - 1) / 300)
+    assert 0 < cut.share_read < 1
+    assert SecondView(pair, text, template, tokenizer, room + 300).share_read == 1
+    assert bare.share_read == 1
+
+
 def test_the_views_grow_alike_when_the_term_is_trained(make_student):
     """The loss falls, and the first view's classes follow the second's."""
     student, tokenizer = make_student()

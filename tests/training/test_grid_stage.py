@@ -16,6 +16,7 @@ from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pair
 from training.grid import stage
 from training.grid.jobs import Job, prepare_folder
 from training.grid.systems import SYSTEMS, check_common, overridden, systems_of
+from training.grid.teacher_stage import FOLDER
 from training.grid.teacher_systems import TEACHERS
 from training.recipe import RECIPES, Recipe, load_recipe
 
@@ -277,6 +278,19 @@ def test_the_shipped_grids_name_systems_that_exist():
     for recipe in grids:
         check_common(recipe)
         assert systems_of(recipe)
+
+
+def test_the_student_of_the_small_teacher_takes_up_its_stages():
+    """What decides pairs, annotation and teacher is the same in both recipes; the student is marketplace-cpu's."""
+    student, teacher, cpu = (load_recipe(n) for n in ("teacher-small-student", "teacher-small", "marketplace-cpu"))
+    names = ("seed", "scheme", "data", "annotate", "teacher", "template", "max_query_tokens", "max_pair_tokens")
+    own = ("encoder", "pretrain", "fit", "extractor", "guidance", "guidance_weight")
+
+    assert {name: getattr(student, name) for name in names} == {name: getattr(teacher, name) for name in names}
+    assert {name: getattr(student.student, name) for name in own} == {name: getattr(cpu.student, name) for name in own}
+    folder, name, seed = Path(student.rationales.teacher or "").parts
+    assert (folder, seed) == (FOLDER, f"seed_{teacher.grid.seeds[0]}")
+    assert name in teacher.grid.teachers
 
 
 def test_a_tuning_ledger_outlives_new_keys_and_the_teachers_section(recipe):

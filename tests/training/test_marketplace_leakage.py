@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ from relevance.labels import ESCI
 from relevance.pairs import read_labelled_pairs
 from training.cot_store import CotStore
 from training.data import stage as data_stage
-from training.leakage import Targets, check_embeddings, check_probe, check_rationales, check_targets, probe_accuracy
+from training.leakage import (
+    Targets,
+    check_embeddings,
+    check_probe,
+    check_rationales,
+    check_targets,
+    probe_accuracy,
+    told_of_data,
+)
 from training.predictions import predictions_of, write_predictions
 from training.rationale_rows import rationale_line, read_rationales
 from training.recipe import PERSPECTIVES, load_recipe
@@ -52,6 +61,22 @@ def planted(run, path, change, split="train"):
         rows = change(rows) if name == split else rows
         (path / f"rationales/rationales.{name}.jsonl").write_text("".join(map(rationale_line, rows)), encoding="utf-8")
     return Run(run.recipe, path, shared=run.path)
+
+
+def test_what_stage_data_found_is_told(run, tmp_path):
+    """Queries, items and near-duplicate titles that splits share, class shares, noise, and what test alone names."""
+    told = told_of_data(run)
+    labelled = read_labelled_pairs(run.path / "data" / "pairs.dev.parquet", ESCI)
+    exact = sum(one.label == "E" for one in labelled) / len(labelled)
+
+    assert told["shared"]["train|test"]["titles_compared"] > 0
+    assert {pair: (own["same_query"], own["near_duplicate_titles"]) for pair, own in told["shared"].items()} == {
+        f"{a}|{b}": (0, 0) for a, b in combinations(("train", "dev", "cal", "test"), 2)
+    }
+    assert told["class_shares"]["dev"]["E"] == pytest.approx(exact, abs=1e-4)
+    assert (told["marketplace"]["fact_noise"], told["marketplace"]["label_noise"]) == (0.1, 0.08)
+    assert told["marketplace"]["held_out_categories"].endswith("in test alone")
+    assert told_of_data(Run(run.recipe, tmp_path)) == {}
 
 
 def test_clean_rationales_pass(run):

@@ -131,9 +131,9 @@ def test_a_fold_takes_no_teacher_but_its_own(tmp_path, labelled):
     for fold, one in enumerate(annotators(run, "train")):
         parts = split_parts(one.run)
         assert final_policy(one.run) == tmp_path / "folds" / str(fold) / "sft" / "policy"
-        assert one.seen == {own.pair.pair_id for own in (*parts.fit, *parts.reserved)}
+        assert one.seen == {own.pair.pair_id for own in parts.fit}
         assert not one.seen & {pair.pair_id for pair in one.pairs}
-        assert len(one.seen) + len(one.pairs) == SPLIT_SIZES["train"]
+        assert len(one.seen) + len(parts.reserved) + len(one.pairs) == SPLIT_SIZES["train"]
 
 
 def test_a_server_must_tell_the_teachers_of_the_folds_apart(tmp_path, labelled, server):

@@ -1,6 +1,7 @@
 """Cross-fitting end to end: a tiny teacher a fold, and rationales of pairs that their writer never saw."""
 
 import json
+import shutil
 
 import pytest
 from constant_policy import save_constant_policy
@@ -10,10 +11,11 @@ from relevance.labels import ESCI
 from relevance.pairs import read_labelled_pairs, write_labelled_pairs
 from training.rationale_rows import read_rationales
 from training.recipe import Recipe
-from training.runs import DONE, Run
+from training.runs import DONE, Run, hash_file
 from training.teacher.folds import annotators, fold_run, train_folds
 from training.teacher.keep import kept_rows
 from training.teacher.parts import fold_of, split_parts
+from training.teacher.seen import pairs_read
 from training.teacher.teacher_rationales import write_teacher_rationales
 
 pytest.importorskip("trl")
@@ -81,6 +83,45 @@ def test_a_fold_is_fitted_on_no_pair_that_it_annotates(run):
         assert {fold} == {fold_of(pair.query.text, 2) for pair in annotator.pairs}
     labelled = read_labelled_pairs(run.path / "data" / "pairs.train.parquet", ESCI)
     assert sorted(one.pair.pair_id for one in labelled) == sorted(annotated)
+
+
+def test_what_a_teacher_saw_is_what_it_learned(run):
+    """Of the pairs that it might have read, those with a kept answer; SFT's policy is the teacher and saw no other."""
+    for annotator in annotators(run, "train"):
+        parts = split_parts(annotator.run)
+        kept = {one.pair.pair_id for one, _ in kept_rows(annotator.run)}
+        learned = json.loads((annotator.run.folder("sft") / "report.json").read_text())["phases"]["sft"]
+
+        assert annotator.seen < {one.pair.pair_id for one in parts.fit}
+        assert annotator.seen <= kept
+        assert len(kept - annotator.seen) <= learned["held_out_rows"]
+        assert len(annotator.seen) <= learned["rows"]
+
+
+def test_without_the_files_that_were_learned_from_all_that_might_have_been_count(run, tmp_path):
+    """Preferences count where DPO's policy is the teacher; answers or preferences made anew prove nothing."""
+    shutil.copytree(run.path, tmp_path / "run")
+    own = fold_run(Run(run.recipe, tmp_path / "run"), 0)
+    parts, dpo = split_parts(own), own.path / "dpo"
+    fit, reserved = ({one.pair.pair_id for one in part} for part in (parts.fit, parts.reserved))
+    (dpo / "report.json").write_text('{"shipped": "dpo"}')
+    row = {"pair_id": min(reserved), "label": "E", "view": "unified", "prompt": [], "chosen": "a", "rejected": "b"}
+    for side, label, tokens in (("chosen", "E", 1), ("rejected", "S", 1)):
+        row |= {f"{side}_label": label, f"{side}_view": "user", f"{side}_tokens": tokens, f"{side}_score": 0.0}
+    preferences = own.path / "preferences" / "preferences.jsonl"
+    preferences.write_text(json.dumps(row) + "\n")
+    (dpo / "inputs.json").write_text(json.dumps({"inputs": {"files": {preferences.name: hash_file(preferences)}}}))
+    learned = pairs_read(fold_run(run, 0))
+
+    assert pairs_read(own) == learned | {min(reserved)}
+    preferences.write_text(json.dumps(row) + "\n\n")
+    assert pairs_read(own) == learned | reserved
+    kept = tmp_path / "run" / "generate" / "kept.train.jsonl"
+    kept.write_text("".join(kept.read_text().splitlines(keepends=True)[1:]))
+    changed = [fold_run(Run(run.recipe, tmp_path / "run"), fold) for fold in range(2)]
+    wide = [pairs_read(one) >= {p.pair.pair_id for p in split_parts(one).fit} for one in changed]
+    assert True in wide
+    assert learned < fit
 
 
 def test_no_rationale_was_written_by_a_teacher_that_saw_the_pair(run):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from teacher_run import SPLIT_SIZES, WORDS, give_policy, make_run
 
-from relevance.errors import RowError, RunError
+from relevance.errors import RecipeError, RowError, RunError
 from relevance.labels import ESCI
 from relevance.pairs import read_labelled_pairs
 from training.leakage import check_nearly_complete, check_rationales
 from training.predictions import read_predictions
 from training.rationale_rows import Rationale, read_rationales
+from training.runs import Run
 from training.soft_labels import FILE, read_soft_labels
 from training.teacher.folds import fold_run
 from training.teacher.parts import fold_of, split_parts
@@ -54,30 +55,42 @@ def test_each_pair_has_one_rationale_under_the_unified_prompt(taught):
 
 
 def test_a_rationale_says_whether_its_annotator_saw_the_pair(taught):
-    """Without folds the training pairs were seen, those of other splits were not."""
+    """Without folds or a record of what SFT read, all it might have read were seen; reserved and dev pairs were not."""
     of_split = {
         split: list(read_rationales(taught.path / "rationales" / f"rationales.{split}.jsonl"))
         for split in ("train", "dev")
     }
     parts = split_parts(taught)
 
-    assert {one.pair.pair_id for one in (*parts.fit, *parts.reserved)} == {
+    assert parts.reserved
+    assert {one.pair.pair_id for one in parts.fit} == {
         row.pair_id for row in of_split["train"] if row.annotator_seen_pair
     }
+    share = check_rationales(taught)["train"]["annotator_seen_pair"]
+    assert share == pytest.approx(len(parts.fit) / SPLIT_SIZES["train"], abs=1e-4)
     assert not any(row.annotator_seen_pair for row in of_split["dev"])
 
 
 def test_the_report_counts_what_is_missing_and_what_is_right(taught):
-    """Half of the labels are Exact, and so is every verdict."""
+    """Half of the labels are Exact, and so is every verdict; seen and unseen pairs are told apart."""
     report = json.loads((taught.path / "rationales" / "report.json").read_text())
+    labels = {
+        name: [one.label for one in part]
+        for name, part in (("seen", split_parts(taught).fit), ("unseen", split_parts(taught).reserved))
+    }
 
     assert report["train"] == {
         "pairs": 36,
         "rationales": 36,
         "missing": 0,
         "verdict_accuracy": 0.5,
-        "annotator_seen_pair": 36,
+        "annotator_seen_pair": len(labels["seen"]),
+        **{
+            f"verdict_accuracy_{name}": pytest.approx(own.count("E") / len(own), abs=1e-4)
+            for name, own in labels.items()
+        },
     }
+    assert report["dev"]["verdict_accuracy_seen"] is None
 
 
 def test_a_finished_stage_asks_nothing_and_another_policy_asks_anew(taught, tmp_path, labelled):
@@ -131,6 +144,52 @@ def test_when_cross_fitting_each_pair_is_annotated_by_the_teacher_that_left_it_o
     assert {"S", "I"} == {row.verdict for row in rows}
     assert not any(row.annotator_seen_pair for row in rows)
     assert {"S"} == {row.verdict for row in read_rationales(tmp_path / "rationales" / "rationales.dev.jsonl")}
+
+
+def with_named_teacher(path, labelled, text):
+    """Give a run that names a finished teacher of one perspective, below its own folder."""
+    run, name = make_run(path, labelled), "teachers/single_rule/seed_0"
+    section = run.recipe.teacher.model_copy(update={"perspectives": ("rule",)})
+    taught = Run(run.recipe.model_copy(update={"teacher": section}), path / name, shared=path)
+    give_policy(taught, text)
+    (path / name / "recipe.json").write_text(taught.recipe.model_dump_json())
+    rationales = run.recipe.rationales.model_copy(update={"teacher": name})
+    return Run(run.recipe.model_copy(update={"rationales": rationales}), path)
+
+
+def test_a_finished_teacher_of_another_folder_writes_and_is_asked_as_it_was_trained(tmp_path, labelled):
+    """Rationales lie in the run, under the view of the named teacher's own recipe; the check expects that view."""
+    run = with_named_teacher(tmp_path, labelled, f"{WORDS}\nlabel: C")
+    write_teacher_rationales(run)
+    rows = list(read_rationales(tmp_path / "rationales" / "rationales.train.jsonl"))
+
+    assert {("rule", "C", WORDS)} == {(row.perspective, row.verdict, row.rationale) for row in rows}
+    assert check_rationales(run)["dev"]["rationales"] == SPLIT_SIZES["dev"]
+    before = (tmp_path / "rationales" / "rationales.train.jsonl").stat().st_mtime_ns
+    absolute = run.recipe.rationales.model_copy(update={"teacher": str(tmp_path / "teachers/single_rule/seed_0")})
+    write_teacher_rationales(Run(run.recipe.model_copy(update={"rationales": absolute}), tmp_path))
+    assert before == (tmp_path / "rationales" / "rationales.train.jsonl").stat().st_mtime_ns
+
+
+def test_a_named_teacher_that_is_not_there_not_the_only_one_or_of_other_pairs_is_refused(tmp_path, labelled):
+    """The message names the folder and what was found."""
+    run = with_named_teacher(tmp_path, labelled, "unused")
+    folder = tmp_path / "teachers/single_rule/seed_0"
+    answered = folder / "preference_answers" / "inputs.json"
+    answered.parent.mkdir()
+    answered.write_text('{"inputs": {"files": {"pairs.train.parquet": "of another world"}}}')
+    with pytest.raises(RunError, match=r"a teacher of this run's training pairs .*found one of others .of another w"):
+        write_teacher_rationales(run)
+    folds = run.recipe.teacher.model_copy(update={"folds": 2})
+    with pytest.raises(RecipeError, match=r"expected null with teacher\.folds = 2.*single_rule"):
+        write_teacher_rationales(Run(run.recipe.model_copy(update={"teacher": folds}), tmp_path))
+    give_policy(run, "unused", steps=0)
+    with pytest.raises(RunError, match=r"rationales\.teacher = .*expected no other teacher .*found its stages .'sft'"):
+        write_teacher_rationales(run)
+    shutil.rmtree(tmp_path / "sft")
+    shutil.rmtree(folder)
+    with pytest.raises(RunError, match="single_rule/seed_0: expected the folder of a finished teacher"):
+        write_teacher_rationales(run)
 
 
 def rationale_of(pair_id, view="unified"):

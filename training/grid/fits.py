@@ -37,7 +37,8 @@ _UNTRAINED = ("baseline", "annotated")
 class FitRun:
     """How one run of one system ended; None where its status does not say.
 
-    Args: guidance_explained: share of the guidance targets' mean square that the latent explained at the end.
+    Args: guidance_explained: share of the guidance targets' mean square that the latent explained at the end;
+        rationale_tokens_read: share of the rationales' tokens that a term which reads their text had room for.
     """
 
     system: str
@@ -49,6 +50,7 @@ class FitRun:
     parameters: int | None = None
     guidance_explained: float | None = None
     config_hash: str | None = None
+    rationale_tokens_read: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,8 @@ def _status(folder: Path, system: str, seed: int) -> FitRun:
         state: State = {"done": "done", "diverged": "diverged"}.get(status["state"], "failed")  # type: ignore[assignment]
     except (ValueError, KeyError, TypeError):
         return FitRun(system, seed, "failed", f"{STATUS} is not a JSON object with a state")
-    fields = ("error", "seconds", "pairs_per_second", "parameters", "guidance_explained", "config_hash")
+    fields: tuple[str, ...] = ("error", "seconds", "pairs_per_second", "parameters", "guidance_explained")
+    fields += ("config_hash", "rationale_tokens_read")
     return FitRun(system, seed, state, **{name: status.get(name) for name in fields})
 
 

@@ -89,8 +89,14 @@ def _figures(run: Run) -> dict[str, float | int | None]:
         "pairs_per_second": speeds[len(speeds) // 2] if speeds else None,
         "parameters": parameters,
         "guidance_explained": _explained(notes),
+        "rationale_tokens_read": _last(notes, "rationale_tokens_read"),
         "seconds": round(sum(note.get("seconds", 0.0) for note in notes if "pairs_per_second" in note), 1),
     }
+
+
+def _last(notes: list[dict[str, Any]], key: str) -> float | None:
+    """Give the last figure of a name in the ledger, None without any."""
+    return next((float(note[key]) for note in reversed(notes) if key in note), None)
 
 
 def _explained(notes: list[dict[str, Any]]) -> float | None:

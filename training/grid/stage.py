@@ -1,6 +1,6 @@
 """Command `grid`: systems × seeds on shared pairs, one process a device, resumable, with a ledger and an ETA.
 
-OUT/{data,rationales,embed,annotate,visible} are made once; OUT/fits/SYSTEM/seed_S/ is a run of its own;
+OUT/{data,rationales,embed,annotate,visible,programmatic} are made once; OUT/fits/SYSTEM/seed_S/ is a run of its own;
 OUT/tuning/SYSTEM/trial_T/ are the trials of `--tune`. A second call goes on where a killed one stopped.
 """
 
@@ -20,8 +20,8 @@ from relevance import cli
 from relevance.errors import RecipeError, RunError
 from training.grid.equal_budget import Allowance, check_budget, choose_tuned
 from training.grid.jobs import Job, run_jobs
-from training.grid.systems import LSA, SYSTEMS, System, check_common, overridden, systems_of
-from training.leakage import check_embeddings, check_rationales
+from training.grid.systems import LSA, PROGRAMMATIC, SYSTEMS, System, check_common, overridden, systems_of
+from training.leakage import check_embeddings, check_rationales, told_of_data
 from training.recipe import RECIPES, Recipe
 from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
 
@@ -157,32 +157,42 @@ def _shared_stages(run: Run, common: list[str], systems: list[System]) -> dict[s
     """
     for stage in run.recipe.stages:
         run_stage([stage, *common])
-    checks: dict[str, Any] = {}
+    checks: dict[str, Any] = {"data": told} if (told := told_of_data(run)) else {}
     if run.finished("rationales"):
         checks["rationales"] = check_rationales(run)
     if run.finished("embed"):
         checks["embeddings"] = check_embeddings(run)
     names = {system.name for system in systems}
     if "lrkd_visible" in names:
-        world = run.recipe.rationales.generator.startswith("marketplace")
-        generator = "marketplace-visible" if world else "visible"
-        _other_embeddings(run, common, VISIBLE, ["rationales", "embed"], f"rationales.generator={generator}")
-        checks[VISIBLE] = _visible_checks(run)
+        checks[VISIBLE] = _other_rationales(run, common, VISIBLE)
+    if names & {"lrkd_programmatic", "lrkd_programmatic_combined"}:
+        checks[PROGRAMMATIC] = _other_rationales(run, common, PROGRAMMATIC, "embed.combined=true")
     if f"sweep_encoder_{LSA}" in names:
         _other_embeddings(run, common, LSA, ["embed"], f"embed.model=lsa:{LSA_WIDTH}")
     return checks
 
 
-def _visible_checks(run: Run) -> dict[str, Any]:
-    """Check the control's rationales like the others: one that holds the label would prove nothing."""
-    train: dict[str, Any] = {"splits": ("train",)}
-    sections = {"rationales": run.recipe.rationales, "embed": run.recipe.embed}
-    recipe = run.recipe.model_copy(update={k: section.model_copy(update=train) for k, section in sections.items()})
-    visible = Run(recipe, run.path / VISIBLE, shared=run.path)
-    return {"rationales": check_rationales(visible), "embeddings": check_embeddings(visible, train_only=True)}
+def _other_rationales(run: Run, common: list[str], name: str, *overrides: str) -> dict[str, Any]:
+    """Make and embed rationales of train by another annotator than the recipe's, and check them for leaks.
+
+    Such rationales are checked like the others: ones that hold the label would prove nothing.
+
+    Args: name: of their folder, `VISIBLE` or `PROGRAMMATIC`; overrides: of the recipe, for them alone.
+    Returns: the figures of the checks.
+    """
+    world = run.recipe.data.source == "marketplace" and run.recipe.rationales.generator != "programmatic"
+    generator = {VISIBLE: "marketplace-visible", PROGRAMMATIC: "marketplace"}[name] if world else name
+    train = {"splits": ("train",)}
+    sections: dict[str, Any] = {
+        "rationales": run.recipe.rationales.model_copy(update={**train, "generator": generator}),
+        "embed": run.recipe.embed.model_copy(update=train),
+    }
+    _other_embeddings(run, common, name, ["rationales", "embed"], f"rationales.generator={generator}", *overrides)
+    other = Run(run.recipe.model_copy(update=sections), run.path / name, shared=run.path)
+    return {"rationales": check_rationales(other), "embeddings": check_embeddings(other, train_only=True)}
 
 
-def _other_embeddings(run: Run, common: list[str], name: str, stages: list[str], override: str) -> None:
+def _other_embeddings(run: Run, common: list[str], name: str, stages: list[str], *overrides: str) -> None:
     """Make embeddings of another kind from the same pairs, in a folder beside the shared stages."""
     folder = run.path / name
     folder.mkdir(exist_ok=True)
@@ -190,7 +200,8 @@ def _other_embeddings(run: Run, common: list[str], name: str, stages: list[str],
         if not (folder / stage).is_symlink():
             (folder / stage).symlink_to(Path("..") / stage, target_is_directory=True)
     cache = (run.path / run.recipe.embed.cache).resolve()
-    options = ["--set", override, "--set", "embed.splits=['train']", "--set", f"embed.cache={cache}"]
+    options = [part for override in overrides for part in ("--set", override)]
+    options += ["--set", "embed.splits=['train']", "--set", f"embed.cache={cache}"]
     if "rationales" in stages:
         options += ["--set", "rationales.splits=['train']"]
     for stage in stages:

@@ -21,6 +21,8 @@ PRIVILEGED = "grid.privileged_fields"
 """Stands for the item fields that the recipe names as hidden from the students."""
 PRIVILEGED_TOKENS = "grid.privileged_tokens"
 """Stands for the length of a pair that has room for them."""
+PROGRAMMATIC = "programmatic"
+"""Folder of the programmatic annotator's rationales, beside those of an LLM teacher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,12 @@ def _guided(name: str, title: str, group: Group, paper: str, **keys: Any) -> Sys
     return _lrkd(name, title, group, paper, **{f"student__guidance__{key}": value for key, value in keys.items()})
 
 
+def _as_lrkd(name: str, title: str, **keys: Any) -> System:  # noqa: ANN401 - recipe values
+    """Give LRKD-GAT with other rationales or other pairs guided, and with its λ and rates: no trials of its own."""
+    guidance = {f"student.guidance.{key}": value for key, value in keys.items()}
+    return System(name, title, "ours", OURS, overrides={**_GAT, **guidance}, tuned_as="lrkd_gat")
+
+
 _ALL = (
     System("majority", "always the commonest class", "baseline", "–", "baseline"),
     System("bm25", "BM25", "baseline", "–", "baseline"),
@@ -113,6 +121,13 @@ _ALL = (
     _guided("lrkd_cosine", "LRKD, cosine", "ours", OURS, loss="cosine"),
     _guided("lrkd_pca", "LRKD, fixed PCA for P", "ours", OURS, pca=True),
     _lrkd("lrkd_label_kd", "LRKD-GAT and label distillation", "ours", OURS, student__fit__soft_label_weight=1.0),
+    _as_lrkd("lrkd_programmatic", "LRKD-GAT, programmatic rationales", store=f"{PROGRAMMATIC}/embed"),
+    _as_lrkd(
+        "lrkd_programmatic_combined", "LRKD-GAT, programmatic rationales as one text",
+        store=f"{PROGRAMMATIC}/embed", perspectives=["combined"],
+    ),
+    _as_lrkd("lrkd_agree", "LRKD-GAT, guided where the rationale's verdict is the label", pairs="agree"),
+    _as_lrkd("lrkd_unseen", "LRKD-GAT, guided where the rationale's writer did not see the pair", pairs="unseen"),
     _guided("lrkd_combined", "LRKD-Combined", "ablation", LRKD, perspectives=["combined"]),
     _guided("lrkd_user", "LRKD, user intent only", "ablation", LRKD, perspectives=["user"]),
     _guided("lrkd_struct", "LRKD, structured analysis only", "ablation", LRKD, perspectives=["struct"]),

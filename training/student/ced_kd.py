@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from relevance.errors import RecipeError
 from relevance.pairs import Pair
 from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
+from training.rationale_rows import shared_room
 from training.recipe import VIEWS
 from training.student.batches import Batch
 from training.student.model import Student, StudentOutput
-from training.student.terms import Term, shared_room
+from training.student.terms import Term
 from training.student_recipe import CedKdRecipe
 
 RATIONALE = "rationale_ids_BS"
@@ -50,6 +51,7 @@ class RationaleTokens:
         self._fast = Tokenizer.from_buffer(tokenizer.to_bytes())
         self._special = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
         self._ids: list[TokenIds] = []
+        self._whole = 0
         for start in range(0, len(pairs), _ROWS_AT_ONCE):
             own = [rationales.get(pair.pair_id, {}) for pair in pairs[start : start + _ROWS_AT_ONCE]]
             self._encode([[texts[p] for p in VIEWS if texts.get(p)] for texts in own], max_tokens)
@@ -67,6 +69,11 @@ class RationaleTokens:
         """The ids that occur in any rationale, ascending."""
         return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._ids])).astype(np.int64)
 
+    @property
+    def share_read(self) -> float:
+        """The share of the rationales' tokens that the decoder writes."""
+        return sum(map(len, self._ids)) / self._whole if self._whole else 1.0
+
     def _encode(self, texts: Sequence[Sequence[str]], max_tokens: int) -> None:
         encodings = iter(self._fast.encode_batch_fast(list(chain.from_iterable(texts)), add_special_tokens=False))
         for own in texts:
@@ -74,6 +81,7 @@ class RationaleTokens:
                 [token for token in encoding.ids if token not in self._special]
                 for encoding in islice(encodings, len(own))
             ]
+            self._whole += sum(map(len, texts_of_pair))
             cuts = shared_room([len(text) for text in texts_of_pair], max_tokens)
             ids = [token for text, cut in zip(texts_of_pair, cuts, strict=True) for token in text[:cut]]
             self._ids.append(np.array(ids, dtype=np.int32))

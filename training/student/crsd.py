@@ -17,12 +17,12 @@ from relevance.errors import RecipeError
 from relevance.pairs import Pair
 from relevance.text import TextTemplate
 from relevance.tokenization import PairBatch, PairTokenizer, TokenIds
-from training.rationale_rows import joined
+from training.rationale_rows import joined, shared_room
 from training.recipe import VIEWS
 from training.student.batches import Batch
 from training.student.losses import alike, info_nce, task_loss
 from training.student.model import Student, StudentOutput
-from training.student.terms import Term, shared_room
+from training.student.terms import Term
 from training.student_recipe import CrsdRecipe
 
 MIN_ROOM = 16
@@ -34,6 +34,7 @@ class SecondView:
 
     Args: rationales: pair id → perspective → text; a pair without any is read without one and takes no part in the
         losses between the views; max_tokens: of the view, as many as the encoder has positions at most.
+        `share_read` is the share of the rationales' tokens that fit.
     Raises: RecipeError: if the longest pair leaves no room for a rationale.
     """
 
@@ -52,7 +53,7 @@ class SecondView:
             )
         own = [rationales.get(pair.pair_id, {}) for pair in pairs]
         self._pad = tokenizer.pad_id
-        self._rows = _rows(pairs, own, template, tokenizer, max_tokens)
+        self._rows, self.share_read = _rows(pairs, own, template, tokenizer, max_tokens)
         digests = [hashlib.blake2b(joined(texts).encode("utf-8", "replace"), digest_size=7).digest() for texts in own]
         self._hash_N = np.array([int.from_bytes(digest) for digest in digests], dtype=np.int64)
         self._told_N = np.array([bool(joined(texts)) for texts in own])
@@ -81,23 +82,26 @@ def _rows(
     template: TextTemplate,
     tokenizer: PairTokenizer,
     max_tokens: int,
-) -> list[tuple[TokenIds, int]]:
-    """Give each pair's token ids in the second view, and its number of query tokens.
+) -> tuple[list[tuple[TokenIds, int]], float]:
+    """Give each pair's token ids in the second view with its number of query tokens, and how much fits.
 
     The pair is never cut; what room it leaves is shared fairly by the perspectives.
+
+    Returns: the rows, and the share of the rationales' tokens that are in them.
     """
     items = tokenizer.encode_items([template.item_text(pair.item) for pair in pairs])
     texts = [[own[p] for p in VIEWS if own.get(p)] for own in rationales]
     notes = iter(tokenizer.encode_texts([text for own in texts for text in own]))
-    rows = []
+    rows, read, whole = [], 0, 0
     for pair, item, own in zip(pairs, items, texts, strict=True):
         query = tokenizer.encode_query(template.query_text(pair.query.text))
         row = [tokenizer.cls_id, *query, tokenizer.sep_id, *item[: tokenizer.item_budget(query)], tokenizer.sep_id]
         of_pair = [next(notes) for _ in own]
         cuts = shared_room([len(note) for note in of_pair], max_tokens - len(row) - 1)
         row += [token for note, cut in zip(of_pair, cuts, strict=True) for token in note[:cut]]
+        read, whole = read + sum(cuts), whole + sum(map(len, of_pair))
         rows.append((np.array([*row, tokenizer.sep_id] if own else row, dtype=np.int32), len(query)))
-    return rows
+    return rows, read / whole if whole else 1.0
 
 
 class CrsdTerm(Term):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from relevance.errors import RecipeError, RunError
+from relevance.labels import LabelScheme
 from relevance.tokenization import PairTokenizer
 from training.cot_store import CotStore
 from training.rationale_rows import Evidence, read_rationales
 from training.recipe import PERSPECTIVES
-from training.runs import Run
+from training.runs import Run, log
 from training.student.batches import TrainingSet
 from training.student.ced_kd import RationaleDecoder, RationaleTokens
 from training.student.crsd import CrsdTerm, SecondView
 from training.student.guidance import CotInputs, GuidanceTerm, guidance_targets, mean_square, reduced_by_pca
+from training.student.guided_pairs import guided_pairs
 from training.student.mkd import EvidenceTags, MkdTerm
 from training.student.model import Student
 from training.student.terms import SideInputs, Term
@@ -37,6 +40,11 @@ class ExtraTerms:
 def needs_rationales(recipe: StudentRecipe) -> bool:
     """Say whether a student reads the text or the evidence of rationales, and not just their embeddings."""
     return bool(recipe.rationale_terms)
+
+
+def rationales_of(store: str) -> str:
+    """Give the stage folder of the rationales that a store's embeddings were made of, such as `visible/rationales`."""
+    return str(PurePosixPath(store).with_name("rationales"))
 
 
 def make_terms(
@@ -64,14 +72,23 @@ def make_terms(
             tokens = RationaleTokens(data.pairs, texts, tokenizer, recipe.ced_kd.max_tokens)
             terms.append(RationaleDecoder(student, recipe.ced_kd, tokens.vocabulary, **ids))
             side.append(tokens)
+            _note_read(run, "ced_kd", tokens.share_read)
         if "mkd" in recipe.rationale_terms:
             terms.append(MkdTerm(student, recipe.mkd))
             side.append(EvidenceTags(data.pairs, evidence, template, tokenizer))
         if "crsd" in recipe.rationale_terms:
             weight_K = None if class_weight_K is None else torch.from_numpy(class_weight_K)
             terms.append(CrsdTerm(student, recipe.crsd, weight_K))
-            side.append(SecondView(data.pairs, texts, template, tokenizer, recipe.crsd.max_tokens))
+            view = SecondView(data.pairs, texts, template, tokenizer, recipe.crsd.max_tokens)
+            side.append(view)
+            _note_read(run, "crsd", view.share_read)
     return ExtraTerms(tuple(terms), tuple(side))
+
+
+def _note_read(run: Run, term: str, share: float) -> None:
+    """Log how much of the rationales a term reads within its limit, and put it into the ledger."""
+    log.info("%s: reads %.1f %% of the rationales' tokens", term, 100 * share)
+    run.note("student", term=term, rationale_tokens_read=round(share, 4))
 
 
 def guidance_terms(run: Run, student: Student, data: TrainingSet, seed: int) -> ExtraTerms:
@@ -96,6 +113,9 @@ def _targets(run: Run, student: Student, data: TrainingSet, seed: int) -> CotSto
             "student.guidance_weight=0"
         )
     store = CotStore.load(run.folder(recipe.store))
+    if recipe.pairs != "all":
+        written = read_rationales(run.require(rationales_of(recipe.store)) / RATIONALES)
+        store = guided_pairs(store, written, recipe.pairs, _label_of(data, run.recipe.label_scheme))
     store = guidance_targets(store, recipe, [pair.pair_id for pair in data.pairs], data.label_N, seed)
     if run.recipe.student.extractor.slots and store.perspectives != PERSPECTIVES:
         raise RecipeError(
@@ -106,6 +126,12 @@ def _targets(run: Run, student: Student, data: TrainingSet, seed: int) -> CotSto
     if recipe.pca and student.extractor is not None:
         return reduced_by_pca(store, student.extractor.latent_width)
     return store
+
+
+def _label_of(data: TrainingSet, scheme: LabelScheme) -> dict[str, str]:
+    """Give the class code of each labelled pair by its id."""
+    labelled = zip(data.pairs, data.label_N.tolist(), data.label_weight_N.tolist(), strict=True)
+    return {pair.pair_id: scheme.classes[label] for pair, label, weight in labelled if weight > 0}
 
 
 def _rationales(run: Run, data: TrainingSet) -> tuple[dict[str, dict[str, str]], dict[str, list[Evidence]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,18 +13,6 @@ from relevance.tokenization import PairBatch
 if TYPE_CHECKING:
     from training.student.batches import Batch
     from training.student.model import Student, StudentOutput
-
-
-def shared_room(lengths: Sequence[int], room: int) -> list[int]:
-    """Share room among texts: each gets an equal part, and what a short one leaves goes to the longer ones.
-
-    Returns: how much of each text fits; together at most `room`.
-    """
-    given = [0] * len(lengths)
-    for place, index in enumerate(sorted(range(len(lengths)), key=lambda i: lengths[i])):
-        given[index] = min(lengths[index], room // (len(lengths) - place))
-        room -= given[index]
-    return given
 
 
 class SideInputs(Protocol):

@@ -22,7 +22,14 @@ from training.runs import Run, hash_file, stage_arguments
 from training.soft_labels import read_soft_labels, soft_labels_file
 from training.student.batches import Batches, TrainingSet, readable
 from training.student.encoder import load_encoder
-from training.student.extra_terms import RATIONALES, ExtraTerms, guidance_terms, make_terms, needs_rationales
+from training.student.extra_terms import (
+    RATIONALES,
+    ExtraTerms,
+    guidance_terms,
+    make_terms,
+    needs_rationales,
+    rationales_of,
+)
 from training.student.fit import Fit, FitPlan, finished_once
 from training.student.inputs import (
     average_weights,
@@ -35,7 +42,7 @@ from training.student.inputs import (
 from training.student.model import WEIGHTS, Student, StudentConfig
 from training.student.predict import predict, selection_figure
 from training.student.rounding import snap_encoder
-from training.student_recipe import FitRecipe
+from training.student_recipe import FitRecipe, hashed_student
 
 log = logging.getLogger("relevance.training")
 WARM_UP = "warm_up"
@@ -52,7 +59,7 @@ def train(run: Run) -> None:
     """Train the student of a run, unless it has finished with the same inputs."""
     data = run.require("data")
     inputs = {
-        "student": run.recipe.student.model_dump(mode="json"),
+        "student": hashed_student(run.recipe.student),
         **shared_inputs(run),
         "files": {p.name: hash_file(p) for p in sorted(data.glob("pairs.*.parquet"))},
         "read": {f"{stage}/{file}": hash_file(run.folder(stage) / file) for stage, file in _optional_inputs(run)},
@@ -69,6 +76,8 @@ def _optional_inputs(run: Run) -> list[tuple[str, str]]:
     read.append((PRETRAIN, ENCODER))
     if needs_rationales(recipe):
         read.append(("rationales", RATIONALES))
+    if recipe.guidance.pairs != "all":
+        read.append((rationales_of(recipe.guidance.store), RATIONALES))
     return [(stage, file) for stage, file in read if (run.folder(stage) / file).is_file()]
 
 

@@ -6,6 +6,7 @@ from training.cot_store import MATRIX
 from training.runs import hash_file, stage_arguments
 from training.soft_labels import soft_labels_file
 from training.student.train import WARM_UP, StudentTraining, shared_inputs
+from training.student_recipe import hashed_student
 
 NOT_YET = {
     "fit",
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     run = stage_arguments(argv, WARM_UP, __doc__)
     recipe = run.recipe.student
     inputs = {
-        "student": recipe.model_dump(mode="json", exclude=NOT_YET - GUIDED if recipe.warm_up_guidance else NOT_YET),
+        "student": hashed_student(recipe, NOT_YET - GUIDED if recipe.warm_up_guidance else NOT_YET),
         **shared_inputs(run),
         "soft_labels": hash_file(run.require("annotate") / soft_labels_file(recipe)),
     }

@@ -13,9 +13,10 @@ from training.recipe import Split
 from training.runs import Run, log, stage_arguments
 from training.teacher.collect import generate
 from training.teacher.dpo import optimise_policy
-from training.teacher.parts import fold_of, split_parts
+from training.teacher.parts import fold_of
 from training.teacher.policy import base_policy_identity, final_policy, policy_identity
 from training.teacher.preferences import build_preferences
+from training.teacher.seen import pairs_read
 from training.teacher.sft import fit_policy
 from training.teacher.text_generators import FOLD_MARK
 from training.teacher.trainer_settings import processes
@@ -114,10 +115,8 @@ def annotator_of(run: Run, pairs: tuple[Pair, ...], name: str) -> Annotator:
 
 
 def _annotator(run: Run, pairs: tuple[Pair, ...], name: str) -> Annotator:
-    """Give a run's own teacher as an annotator; what it has seen follows from that run's parts."""
-    run.require("sft")
-    parts = split_parts(run)
-    return Annotator(name, run, pairs, frozenset(one.pair.pair_id for one in (*parts.fit, *parts.reserved)))
+    """Give a run's own teacher as an annotator, with what it has seen."""
+    return Annotator(name, run, pairs, pairs_read(run))
 
 
 def _served(run: Run) -> Run:

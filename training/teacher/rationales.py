@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     if intents is not None:
         files.append(PHRASES)
     inputs = {
-        "rationales": recipe.model_dump(mode="json"),
+        "rationales": recipe.model_dump(mode="json", exclude={"teacher"}),
         "generator": _NAMES[recipe.generator],
         "seed": run.recipe.seed,
         "scheme": run.recipe.label_scheme.to_dict(),

@@ -9,7 +9,7 @@ programmatic annotator are; the answers as they came are in `samples.SPLIT.*.jso
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from training.teacher.generator import TextGenerator
 from training.teacher.label_words import strip_verdict
 from training.teacher.policy import base_policy, final_policy
 from training.teacher.prompts import PromptBook
+from training.teacher.rationale_teacher import rationale_teacher
 from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
 from training.teacher.sft_rows import asked_view
 from training.teacher.text_generators import answers_path, make_text_generator, noted
@@ -36,11 +37,13 @@ REPORT = "report.json"
 def write_teacher_rationales(run: Run) -> None:
     """Write the rationales of the recipe's splits and `report.json`.
 
-    Raises: RunError: if the teacher has not been trained.
+    Raises: RunError: if the teacher has not been trained, or `rationales.teacher` names none.
     """
+    run = rationale_teacher(run)
     groups = {split: annotators(run, split) for split in dict.fromkeys(run.recipe.rationales.splits)}
     inputs = {
-        "rationales": run.recipe.rationales.model_dump(mode="json"),
+        # Where a named teacher lies decides nothing: its weights do, by `teacher_inputs`.
+        "rationales": run.recipe.rationales.model_dump(mode="json", exclude={"teacher"}),
         **teacher_inputs(run, [one for own in groups.values() for one in own]),
         "samples": run.recipe.teacher.generate.samples,
         "files": {f"pairs.{s}": hash_file(run.require("data") / f"pairs.{s}.parquet") for s in groups},
@@ -139,16 +142,23 @@ def _write_split(run: Run, folder: Path, split: Split, annotating: Sequence[Anno
     with path.open("w", encoding="utf-8") as file:
         file.writelines(map(rationale_line, rows))
     label_of = {one.pair.pair_id: one.label for one in labelled}
-    right = sum(row.verdict == label_of[row.pair_id] for row in rows)
     missing = len(labelled) - len(rows)
     log.info("rationales: %s: %d pairs, %d of them without a readable answer", split, len(labelled), missing)
     return {
         "pairs": len(labelled),
         "rationales": len(rows),
         "missing": missing,
-        "verdict_accuracy": round(right / len(rows), 4) if rows else None,
+        "verdict_accuracy": _accuracy(rows, label_of),
         "annotator_seen_pair": sum(row.annotator_seen_pair for row in rows),
+        "verdict_accuracy_seen": _accuracy([row for row in rows if row.annotator_seen_pair], label_of),
+        "verdict_accuracy_unseen": _accuracy([row for row in rows if not row.annotator_seen_pair], label_of),
     }
+
+
+def _accuracy(rows: Sequence[Rationale], label_of: Mapping[str, str]) -> float | None:
+    """Give the share of verdicts that are the pair's label, None without any."""
+    right = sum(row.verdict == label_of[row.pair_id] for row in rows)
+    return round(right / len(rows), 4) if rows else None
 
 
 def _rationales(run: Run, answers: Iterable[Sample], seen: set[str]) -> Iterator[Rationale]:
