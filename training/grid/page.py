@@ -143,7 +143,7 @@ def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     No ratios: runs share their cores with whatever else runs, so a fair one comes from benchmarks.training_throughput.
     """
-    rows, keys = [], ("seconds", "pairs_per_second", "parameters", "guidance_explained")
+    rows, keys = [], ("seconds", "pairs_per_second", "parameters", "guidance_explained", "rationale_tokens_read")
     for system in results["systems"]:
         runs = [r for r in results["runs"] if r["system"] == system["name"] and r["state"] == "done"]
         means = {key: _mean([r[key] for r in runs]) for key in keys}
