@@ -204,4 +204,6 @@ def hashed_student(recipe: StudentRecipe, without: set[str] | None = None) -> di
     told = recipe.model_dump(mode="json", exclude=without)
     if recipe.guidance.pairs == "all" and "guidance" in told:
         del told["guidance"]["pairs"]
+    if recipe.exact_only:
+        told.pop("exact_only", None)
     return told

@@ -1,6 +1,7 @@
 """Teachers × seeds with planted differences: figures, families, verdicts, and what was not run."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import f1_score
 from relevance.errors import InputError, RunError
 from relevance.labels import ESCI
 from training.grid import teacher_stage
+from training.grid.jobs import prepare_folder
 from training.grid.teacher_comparison import (
     RESULTS,
     TABLE,
@@ -21,7 +23,7 @@ from training.grid.teacher_comparison import (
     write_comparison,
 )
 from training.grid.teacher_results import named_predictions
-from training.grid.teacher_systems import EQUAL_TOKENS, SINGLE
+from training.grid.teacher_systems import EQUAL_TOKENS, SINGLE, TEACHERS
 from training.grid.teacher_table import teacher_table
 from training.predictions import Predictions, write_predictions
 from training.recipe import load_recipe
@@ -290,6 +292,8 @@ def make_by_hand(out, system, teacher):
     for phase in ("sft", "dpo"):
         write_judged(folder / f"judge_{phase}", judged(0.9, 0))
         (folder / f"judge_{phase}" / "report.json").write_text(json.dumps({"teacher": teacher}))
+        (folder / f"judge_{phase}" / DONE).write_text('{"inputs": ""}')
+        (folder / f"judge_{phase}" / "inputs.json").write_text('{"inputs": {"seed": 0}}')
     last = {"rewards/accuracies": 0.75, "rewards/margins": 0.1}
     gate = {phase: {"macro_f1": 0.8} for phase in ("sft", "dpo")}
     for stage, report in {
@@ -322,6 +326,24 @@ def test_teachers_whose_stages_were_called_by_hand_are_compared_and_nothing_is_r
     make_by_hand(out, "single_rule", recipe.teacher.model_dump(mode="json"))
     with pytest.raises(RunError, match=r"single_rule.*expected teacher\.perspectives = \['rule'\]"):
         teacher_stage.main(words)
+    shutil.rmtree(out / "teachers" / "single_rule")
+    (out / "teachers" / "mpcot" / "seed_0" / "judge_sft" / "inputs.json").write_text('{"inputs": {"seed": 7}}')
+    with pytest.raises(RunError, match=r"expected seed = 0, found 7"):
+        teacher_stage.main(words)
+    with pytest.raises(RunError, match=r"seed_0: expected a folder of this command, found one .* by hand"):
+        prepare_folder(teacher_stage.job_of(Run(recipe, out), TEACHERS["mpcot"], 0))
+
+
+def test_a_teacher_that_this_command_is_training_is_not_taken_for_finished(tmp_path):
+    """Between its two judgements a job has no status; a look at the comparison must not end it."""
+    path = tmp_path / "made-up.toml"
+    path.write_text(RECIPE)
+    out = tmp_path / "out"
+    make_by_hand(out, "mpcot", load_recipe(str(path)).teacher.model_dump(mode="json"))
+    (out / "teachers" / "mpcot" / "seed_0" / "config_hash").write_text("c0ffee")
+    with pytest.raises(RunError, match="at least one finished and judged teacher, found none"):
+        teacher_stage.main([str(path), "--out", str(out), "--compare-only"])
+    assert not (out / "teachers" / "mpcot" / "seed_0" / "status.json").exists()
 
 
 def test_a_job_that_had_too_few_preferences_has_no_figures_after_dpo(tmp_path):

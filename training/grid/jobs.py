@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from relevance.errors import RunError
 from training.grid.status import STATUS, read_status, write_status
 from training.grid.systems import System
 from training.recipe import Recipe
@@ -87,11 +88,22 @@ def _run_wave(run: Run, jobs: Sequence[Job], width: int, devices: int, bar: Any)
 
 
 def prepare_folder(job: Job) -> None:
-    """Write a job's recipe and configuration into its folder, emptied first if it holds the work of another one."""
+    """Write a job's recipe and configuration into its folder, emptied first if it holds the work of another one.
+
+    Raises: RunError: if the folder's stages were called by hand.
+    """
+    if job.folder.is_symlink() or "by_hand" in (read_status(job.folder) or {}):
+        raise RunError(
+            f"{job.folder}: expected a folder of this command, found one whose stages were called by hand; compare it "
+            "with --compare-only, or move it away"
+        )
     recipe = job.recipe.model_dump_json(indent=2) + "\n"
     kept, config = job.folder / "recipe.json", job.folder / CONFIG
-    same = config.is_file() and config.read_text(encoding="utf-8") == job.config_hash
-    if kept.is_file() and not same and kept.read_text(encoding="utf-8") != recipe:
+    if config.is_file():
+        stale = config.read_text(encoding="utf-8") != job.config_hash
+    else:
+        stale = kept.is_file() and kept.read_text(encoding="utf-8") != recipe
+    if stale:
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / STATUS).unlink(missing_ok=True)

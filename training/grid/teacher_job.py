@@ -55,10 +55,9 @@ def _learned(run: Run, gate: dict[str, Any]) -> dict[str, float]:
     """
     phases, preferences = (_report(run, stage) for stage in ("sft", "preferences"))
     training = gate["training"]
-    told: dict[str, float] = {
-        "sft_tokens": sum(phase["tokens_seen"] for phase in phases["phases"].values()),
-        "dpo_rows": 0 if training is None else training["preferences"],
-    }
+    told: dict[str, float] = {"sft_tokens": sum(phase["tokens_seen"] for phase in phases["phases"].values())}
+    if training is not None:
+        told["dpo_rows"] = training["preferences"]
     if training is not None and "last_steps" in training and "crossing" in preferences:
         told |= {"crossing": preferences["crossing"]}
         told |= {f"reward_{one}": training["last_steps"][key] for one, key in _REWARDS.items()}

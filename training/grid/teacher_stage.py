@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from relevance.errors import RecipeError, RunError
-from training.grid.jobs import Job, run_jobs
+from training.grid.jobs import CONFIG, Job, run_jobs
 from training.grid.stage import comma_separated, config_hash, interrupt, machine, run_stage
-from training.grid.status import read_status, write_status
+from training.grid.status import write_status
 from training.grid.systems import System, overridden
 from training.grid.teacher_budget import budget_lines
 from training.grid.teacher_comparison import write_comparison
 from training.grid.teacher_job import outcome
 from training.grid.teacher_systems import SAME_SIZE, TEACHERS, teachers_of
-from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
+from training.runs import DONE, INPUTS, Run, commit, hash_json, log, stage_arguments
 
 FOLDER = "teachers"
 _DEFINING = ("base", "method", "perspectives", "equal_tokens_with", "prompt", "generate")
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         return 0
     signal.signal(signal.SIGTERM, interrupt)
     for line in budget_lines(run.recipe, chosen, len(seeds)):
-        log.info("teachers, at most: %s", line)
+        log.info("teachers, about: %s", line)
     for stage in run.recipe.stages:
         run_stage([stage, *common])
     jobs = _record(run)
@@ -77,24 +77,35 @@ def main(argv: list[str]) -> int:
 def adopt(run: Run, job: Job) -> None:
     """Give a teacher whose stages were called one by one the status of a finished job, so that it is compared.
 
-    A folder that holds a status, or lacks a finished DPO or the judgement of the SFT policy, is left alone.
+    A folder that this command began, or that lacks a finished DPO or a judgement of a policy that is there, is left
+    alone.
 
-    Raises: RunError: if the folder holds another teacher than its name says.
+    Raises: RunError: if the folder holds another teacher or seed than its name says.
     """
-    judged = job.folder / "judge_sft" / "report.json"
-    status = read_status(job.folder)
-    by_hand = status is None or "by_hand" in status
-    if not by_hand or not (job.folder / "dpo" / DONE).is_file() or not judged.is_file():
+    policies = ["sft", *(["dpo"] if (job.folder / "dpo" / "policy").is_dir() else [])]
+    needed = [job.folder / stage / DONE for stage in ("dpo", *(f"judge_{policy}" for policy in policies))]
+    if (job.folder / CONFIG).is_file() or not all(path.is_file() for path in needed):
         return
-    found = json.loads(judged.read_text(encoding="utf-8"))["teacher"]
-    expected = job.recipe.teacher.model_dump(mode="json")
-    for key in _DEFINING:
-        if found.get(key) != expected[key]:
-            raise RunError(f"{judged}: expected teacher.{key} = {expected[key]}, found {found.get(key)}")
+    judged = job.folder / "judge_sft" / "report.json"
+    found = _defining(json.loads(judged.read_text(encoding="utf-8"))["teacher"])
+    for key, expected in _defining(job.recipe.teacher.model_dump(mode="json")).items():
+        if found[key] != expected:
+            raise RunError(f"{judged}: expected teacher.{key} = {expected}, found {found[key]}")
+    seed = json.loads((job.folder / "judge_sft" / INPUTS).read_text(encoding="utf-8"))["inputs"].get("seed")
+    if seed != job.seed:
+        raise RunError(f"{judged}: expected seed = {job.seed}, found {seed}; give --set seed={job.seed} to each stage")
     made = Run(job.recipe, job.folder, shared=run.path)
     status = {"system": job.system.name, "seed": job.seed, "config_hash": job.config_hash, "by_hand": True}
     write_status(job.folder, {**status, "state": "done", "error": None, "seconds": None, **outcome(made)})
     log.info("teachers: %s, seed %d was made by hand and is compared as it is", job.system.name, job.seed)
+
+
+def _defining(teacher: dict[str, Any]) -> dict[str, Any]:
+    """Give what makes a teacher of the teacher's section of a recipe, the paths in it left out."""
+    found = {key: teacher.get(key) for key in _DEFINING}
+    preferences = teacher.get("preferences") or {}
+    found |= {f"preferences.{key}": preferences.get(key) for key in ("perspectives", "builder")}
+    return found | {"preferences.same_size_as is set": preferences.get("same_size_as") is not None}
 
 
 def _record(run: Run) -> list[Job]:

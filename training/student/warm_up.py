@@ -13,6 +13,7 @@ NOT_YET = {
     "seeds",
     "class_weights",
     "query_weights",
+    "exact_only",
     "guidance_weight",
     "guidance",
     "rationale_terms",

@@ -124,7 +124,7 @@ def equal_token_epochs(run: Run, rows: Sequence[SftRow], tokenizer: PreTrainedTo
 
     Args: rows: of the run's own teacher.
     Returns: None where the recipe names no other perspectives.
-    Raises: RunError: if nothing was kept of them.
+    Raises: RunError: if nothing was kept of one side.
     """
     recipe = run.recipe.teacher
     if recipe.equal_tokens_with is None:
@@ -139,8 +139,8 @@ def equal_token_epochs(run: Run, rows: Sequence[SftRow], tokenizer: PreTrainedTo
         return sum(len(row.input_ids) for row in encoded)
 
     own, theirs = tokens(rows), tokens(sft_rows(other))
-    if not own:
-        raise RunError(f"sft: expected rows to learn, found none among {len(rows)}")
+    if not own or not theirs:
+        raise RunError(f"sft: expected rows to learn on both sides, found {own} and {theirs} tokens of them")
     epochs = recipe.sft.epochs * theirs / own
     log.info("sft: %d tokens an epoch, %d with %s: %.2f epochs", own, theirs, recipe.equal_tokens_with, epochs)
     run.note(STAGE, tokens_per_epoch=own, equal_to=theirs, epochs=round(epochs, 4))
