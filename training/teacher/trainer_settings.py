@@ -222,6 +222,7 @@ class _LossBar(ProgressCallback):  # type: ignore[misc]  # transformers is not t
         logs: dict[str, float] | None = None,
         **given: object,
     ) -> None:
+        """Show a step's loss in the bar and put it into the ledger."""
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
         if self.training_bar is not None:
