@@ -38,10 +38,14 @@ def make_tokenizer(run: Run, max_pair_tokens: int | None = None) -> PairTokenize
     )
 
 
-def first_queries(labelled: list[LabelledPair], count: int | None) -> list[LabelledPair]:
-    """Give the pairs of the first queries in order of appearance, all without a count."""
-    chosen = set(list(dict.fromkeys(p.pair.query.id for p in labelled))[:count])
-    return [p for p in labelled if p.pair.query.id in chosen]
+def learned_pairs(labelled: list[LabelledPair], student: StudentRecipe) -> list[LabelledPair]:
+    """Give the labelled pairs that a student learns from: of its recipe's sources, and of their first queries.
+
+    Queries count in order of appearance.
+    """
+    usable = [p for p in labelled if student.exact_only or not p.exact_only]
+    chosen = set(list(dict.fromkeys(p.pair.query.id for p in usable))[: student.max_queries])
+    return [p for p in usable if p.pair.query.id in chosen]
 
 
 def labelled_training_set(

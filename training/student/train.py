@@ -34,8 +34,8 @@ from training.student.fit import Fit, FitPlan, finished_once
 from training.student.inputs import (
     average_weights,
     class_weights,
-    first_queries,
     labelled_training_set,
+    learned_pairs,
     make_tokenizer,
     soft_training_set,
 )
@@ -139,8 +139,7 @@ class StudentTraining:
         recipe = self._recipe.student
         start = self._run.folder(WARM_UP) if recipe.warm_up is not None else None
         fits = []
-        labelled = [p for p in self._pairs["train"] if recipe.exact_only or not p.exact_only]
-        labelled = first_queries(labelled, recipe.max_queries)
+        labelled = learned_pairs(self._pairs["train"], recipe)
         for seed in recipe.seeds:
             fits.append(self._folder / "fits" / f"seed_{seed}")
             data = labelled_training_set(labelled, self._soft, self._recipe, seed)
