@@ -1,4 +1,8 @@
-"""What a comparison of teachers reads and asks for at most, by its recipe's arithmetic, before anything runs."""
+"""What a comparison of teachers reads and asks for, by its recipe's arithmetic, before anything runs.
+
+Bounds of pairs may be exceeded by a query, as whole queries are asked about; what CRSD's teacher reads of the
+platform's text before its rationales is not counted.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ _POLICIES = 2
 
 @dataclass(frozen=True, slots=True)
 class TeacherBudget:
-    """Upper bounds of one teacher and seed; None where the recipe alone does not say.
+    """The recipe's bounds of one teacher and seed; None where it alone does not say.
 
     Args: sft_tokens: read over all epochs, prompts and answers; preferences, gate, judge: answers asked for.
     """
@@ -87,7 +91,7 @@ def train_pairs(recipe: Recipe) -> int | None:
 
 
 def generated_pairs(recipe: Recipe) -> int | None:
-    """Give how many pairs stage `generate` asks about at most."""
+    """Give how many pairs stage `generate` may ask about."""
     return _least(recipe.teacher.generate.max_pairs, train_pairs(recipe))
 
 
