@@ -20,12 +20,15 @@ class EncoderRecipe(Section):
 
     Args: name: a hub name, a path, `package:NAME`, or `scratch` with the sizes given here; tokenizer: the same for its
         vocabulary, or `run:STAGE/FILE` for one that a stage of the run made; freeze_layers: so many of the lowest
-        layers, and the embeddings below them, keep their weights.
+        layers, and the embeddings below them, keep their weights; keep_states: what these make of a pair is computed
+        once, without dropout, and kept under OUT/frozen (4 bytes × width × tokens a pair) for all epochs and, in a
+        grid, all systems.
     """
 
     name: str = "bert-base-multilingual-uncased"
     tokenizer: str | None = None
     freeze_layers: int = Field(default=0, ge=0)
+    keep_states: bool = False
     layers: int = Field(default=4, ge=1)
     width: int = Field(default=128, ge=8)
     heads: int = Field(default=4, ge=1)
@@ -153,7 +156,7 @@ class StudentRecipe(Section):
         labelled queries, None for all; exact_only: also on pairs of sources that hold only the most relevant class (a
         grid compares systems without them: teachers and plainer baselines never learn from them); predicted: splits to
         give predictions of; round_weights: round the encoder to what int8w stores before anything is calibrated; bf16:
-        autocast.
+        autocast, where the device has instructions for it.
     """
 
     encoder: EncoderRecipe = EncoderRecipe()
@@ -187,6 +190,15 @@ class StudentRecipe(Section):
     checkpoint_steps: int = Field(default=200, ge=1)
 
     @model_validator(mode="after")
+    def _states_that_stay(self) -> StudentRecipe:
+        if self.encoder.keep_states and (self.encoder.freeze_layers == 0 or self.field_dropout > 0):
+            raise ValueError(
+                "expected student.encoder.freeze_layers of at least 1 and student.field_dropout = 0 with "
+                f"student.encoder.keep_states, found {self.encoder.freeze_layers} and {self.field_dropout}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _chosen_by_label(self) -> StudentRecipe:
         if self.warm_up_guidance and self.guidance.pairs != "all":
             raise ValueError(
@@ -206,4 +218,6 @@ def hashed_student(recipe: StudentRecipe, without: set[str] | None = None) -> di
         del told["guidance"]["pairs"]
     if recipe.exact_only:
         told.pop("exact_only", None)
+    if not recipe.encoder.keep_states and "encoder" in told:
+        del told["encoder"]["keep_states"]
     return told

@@ -22,6 +22,7 @@ from relevance.tokenization import PairTokenizer
 from training.recipe import PERSPECTIVES
 from training.student.encoder import encoder_from_config
 from training.student.extractor import SlotExtractor, make_extractor, uniform_weights, weighted_sum
+from training.student.frozen import FrozenStates
 from training.student_recipe import ExtractorRecipe
 
 WEIGHTS = "model.safetensors"
@@ -89,12 +90,17 @@ class Student(nn.Module):
         if config.head_width is not None:
             self.output = nn.Sequential(nn.GELU(), nn.Dropout(0.1), nn.Linear(config.head_width, n_classes))
         self.dropout = nn.Dropout(0.1)
+        self.frozen: FrozenStates | None = None
+        """Set by a training whose frozen layers' states are kept."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> StudentOutput:
         """Score B padded pairs; all inputs are int64 of shape (B, L)."""
-        hidden_BLD = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).last_hidden_state
+        if self.frozen is None:
+            hidden_BLD = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+            ).last_hidden_state
+        else:
+            hidden_BLD = self.frozen.last_states(self.encoder, input_ids, attention_mask, token_type_ids)
         features = pool_states(self.config.pooling, hidden_BLD, attention_mask, token_type_ids)
         latent_BR, slots_BPR = None, None
         if self.extractor is None:

@@ -31,6 +31,7 @@ from training.student.extra_terms import (
     rationales_of,
 )
 from training.student.fit import Fit, FitPlan, finished_once
+from training.student.frozen import FrozenStates
 from training.student.inputs import (
     average_weights,
     class_weights,
@@ -46,6 +47,7 @@ from training.student_recipe import FitRecipe, hashed_student
 
 log = logging.getLogger("relevance.training")
 WARM_UP = "warm_up"
+FROZEN = "frozen"
 PRETRAIN, ENCODER = "pretrain", "encoder.safetensors"
 
 
@@ -92,12 +94,22 @@ def shared_inputs(run: Run) -> dict[str, object]:
     }
 
 
+def computes_bf16() -> bool:
+    """Say whether the device has instructions for bf16: a CPU without them emulates it, tens of times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not supported:
+        log.warning("student.bf16: expected a processor with bf16 instructions, found none; training in float32")
+    return supported
+
+
 class StudentTraining:
     """The stages that train, over one run directory; each fit is resumable and is skipped once finished."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self._run, self._folder, self._recipe = run, folder, run.recipe
-        precision = "bf16" if run.recipe.student.bf16 else "no"
+        precision = "bf16" if run.recipe.student.bf16 and computes_bf16() else "no"
         # On CPUs accelerate joins the processes of a launcher only when told that the CPU is meant.
         on_cpus = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._accelerator = Accelerator(mixed_precision=precision, cpu=on_cpus)
@@ -156,6 +168,7 @@ class StudentTraining:
         if recipe.round_weights:
             self._note_dev_figure(student, "dev_figure_before_rounding")
             snap_encoder(student.encoder)
+        self._keep_states(student)
         self._note_dev_figure(student, "dev_figure")
         student.save(self._folder, self._tokenizer)
         for split in recipe.predicted:
@@ -163,6 +176,8 @@ class StudentTraining:
             logits = predict(student, self._tokenizer, [p.pair for p in pairs])
             path = self._folder / f"predictions.{split}.parquet"
             write_predictions(path, predictions_of(pairs, logits, self._recipe.label_scheme))
+        if student.frozen is not None:
+            student.frozen.close()
 
     def _fit(
         self,
@@ -182,6 +197,7 @@ class StudentTraining:
             student = self._new_student()
             if start is not None:
                 student.load_state_dict(load_file(start / WEIGHTS))
+            self._keep_states(student)
             tokenizer = self._tokenizer
             if recipe.max_pair_tokens is not None:
                 tokenizer = make_tokenizer(self._run, recipe.max_pair_tokens)
@@ -217,6 +233,8 @@ class StudentTraining:
             )
             note = partial(self._run.note, "student")
             Fit(student, batches, plan, folder=folder, note=note, accelerator=self._accelerator).run()
+            if student.frozen is not None:
+                student.frozen.close()
             if self._accelerator.is_main_process:
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
                 save_file(state, folder / WEIGHTS)
@@ -263,6 +281,12 @@ class StudentTraining:
             max_pair_tokens=recipe.max_pair_tokens,
         )
         return Student(config, encoder)
+
+    def _keep_states(self, student: Student) -> None:
+        recipe = self._recipe.student.encoder
+        if recipe.keep_states:
+            folder = (self._run.shared or self._run.path) / FROZEN
+            student.frozen = FrozenStates(folder, student.encoder, recipe.freeze_layers)
 
     def _note_dev_figure(self, student: Student, name: str) -> None:
         if self._dev:
