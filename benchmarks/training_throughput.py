@@ -1,9 +1,11 @@
-"""What guidance costs in training: steps of LRKD-GAT and of the plain cross-encoder in turns, one process, one batch.
+"""What guidance costs in training, and what frozen layers save whose states are kept: steps in turns, in one process.
 
 Both students have the same encoder (MiniLM-L6 sizes, random weights), the same optimiser and the same batches; the
 guided one has the extractor, a map P to embeddings of BGE-M3's width, and embeddings of three perspectives to look up.
 Making the batches is part of a step. The ratio is the plain student's time over the guided one's, block by block: a
-block is an epoch of some steps of each, and its A/A ratio that of the plain student before and after.
+block is an epoch of some steps of each, and its A/A ratio that of the plain student before and after. The second
+comparison is of two plain students whose lowest `--frozen` layers are fixed: one runs them in every step, the other
+reads what they made of the same tokens before (`student.encoder.keep_states`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +30,8 @@ from relevance.tokenization import PairTokenizer
 from training.cot_store import CotStore
 from training.student.batches import Batches, TrainingSet
 from training.student.encoder import load_encoder, load_tokenizer
-from training.student.fit import FitPlan, StudentLosses, parameter_groups
+from training.student.fit import FitPlan, StudentLosses, freeze, parameter_groups
+from training.student.frozen import FrozenStates
 from training.student.guidance import CotInputs, GuidanceTerm
 from training.student.model import Student, StudentConfig
 from training.student.terms import Term
@@ -42,7 +46,9 @@ PERSPECTIVES = ("user", "struct", "rule")
 class Trainer:
     """A student with its losses and optimiser, trained step by step."""
 
-    def __init__(self, encoder: EncoderRecipe, tokenizer: PairTokenizer, kind: str, embedding_width: int) -> None:
+    def __init__(
+        self, encoder: EncoderRecipe, tokenizer: PairTokenizer, kind: str, *, states: Path | None = None
+    ) -> None:
         torch.manual_seed(0)
         body = load_encoder(encoder, tokenizer.vocabulary_size)
         config = StudentConfig(
@@ -57,7 +63,7 @@ class Trainer:
         student = Student(config, body)
         terms: tuple[Term, ...] = ()
         if kind != "none":
-            terms = (GuidanceTerm(student, 0.1, GuidanceRecipe(), embedding_width),)
+            terms = (GuidanceTerm(student, 0.1, GuidanceRecipe(), EMBEDDING_WIDTH),)
         recipe = FitRecipe()
         plan = FitPlan(
             recipe=recipe,
@@ -66,11 +72,14 @@ class Trainer:
             terms=terms,
             feature_weight=0,
             n_features=0,
-            freeze_layers=0,
+            freeze_layers=encoder.freeze_layers,
             checkpoint_steps=1,
             evaluate=None,
             figure=lambda _: 0.0,
         )
+        freeze(student, recipe.freeze_embeddings, encoder.freeze_layers)
+        if states is not None:
+            student.frozen = FrozenStates(states, body, encoder.freeze_layers)
         self._losses = StudentLosses(student, plan).train()
         self._optimizer = torch.optim.AdamW(parameter_groups(self._losses, recipe))
 
@@ -105,6 +114,22 @@ def make_batches(tokenizer: PairTokenizer, n: int, batch_size: int, width: int) 
     return plain, Batches(data, TextTemplate(), tokenizer, batch_size=batch_size, side=[CotInputs(pairs, store)])
 
 
+def in_turns(
+    first: tuple[Trainer, Batches], second: tuple[Trainer, Batches], blocks: int
+) -> tuple[list[float], list[float]]:
+    """Train two students in turns; give the second's speed over the first's, and the first's over itself, by block."""
+    for trainer, batches in (first, second):
+        trainer.seconds(batches, 0)
+    ratios, again = [], []
+    for block in tqdm(range(blocks), desc="blocks"):
+        before = first[0].seconds(first[1], block)
+        own = second[0].seconds(second[1], block)
+        after = first[0].seconds(first[1], block)
+        ratios.append((before + after) / 2 / own)
+        again.append(before / after)
+    return ratios, again
+
+
 def main(argv: list[str]) -> int:
     """Measure and write results/training_throughput.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,6 +138,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--frozen", type=int, default=4, help="lowest layers that are fixed in the second comparison")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_throughput.json")
     arguments = parser.parse_args(argv)
     encoder = EncoderRecipe(
@@ -120,24 +146,29 @@ def main(argv: list[str]) -> int:
     )
     tokenizer = PairTokenizer(load_tokenizer(encoder), max_query_tokens=32, max_pair_tokens=64)
     plain_batches, guided_batches = make_batches(tokenizer, 32 * arguments.steps, 32, EMBEDDING_WIDTH)
-    plain, guided = (Trainer(encoder, tokenizer, kind, EMBEDDING_WIDTH) for kind in ("none", "gat"))
-    plain.seconds(plain_batches, 0)
-    guided.seconds(guided_batches, 0)
-    ratios, again = [], []
-    for block in tqdm(range(arguments.blocks), desc="blocks"):
-        first = plain.seconds(plain_batches, block)
-        own = guided.seconds(guided_batches, block)
-        last = plain.seconds(plain_batches, block)
-        ratios.append((first + last) / 2 / own)
-        again.append(first / last)
+    guided, guided_again = in_turns(
+        (Trainer(encoder, tokenizer, "none"), plain_batches),
+        (Trainer(encoder, tokenizer, "gat"), guided_batches),
+        arguments.blocks,
+    )
+    frozen = encoder.model_copy(update={"freeze_layers": arguments.frozen})
+    with tempfile.TemporaryDirectory() as states:
+        kept, kept_again = in_turns(
+            (Trainer(frozen, tokenizer, "none"), plain_batches),
+            (Trainer(frozen, tokenizer, "none", states=Path(states)), plain_batches),
+            arguments.blocks,
+        )
     result = {
         "machine": machine(),
         "encoder": encoder.model_dump(include={"layers", "width", "heads"}),
         "batch_size": 32,
         "blocks": arguments.blocks,
         "steps": arguments.steps,
-        "speed_guided_over_plain": asdict(figure(ratios, at_least=BOUND)),
-        "plain_over_plain": asdict(figure(again)),
+        "speed_guided_over_plain": asdict(figure(guided, at_least=BOUND)),
+        "plain_over_plain": asdict(figure(guided_again)),
+        "frozen_layers": arguments.frozen,
+        "speed_kept_over_frozen": asdict(figure(kept)),
+        "frozen_over_frozen": asdict(figure(kept_again)),
     }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

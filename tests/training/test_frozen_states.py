@@ -66,6 +66,7 @@ def test_logits_and_gradients_are_those_of_the_whole_encoder(student, tmp_path):
 
 
 def test_frozen_layers_have_no_dropout_and_the_others_keep_theirs(make_student, tmp_path):
+    """What is kept must not depend on a draw; the layers that train go on with theirs."""
     noisy = with_dropout(make_student()[0], 0.5).train()
     freeze(noisy, True, 1)
     noisy.frozen = FrozenStates(tmp_path, noisy.encoder, 1)
@@ -79,6 +80,7 @@ def test_frozen_layers_have_no_dropout_and_the_others_keep_theirs(make_student, 
 
 
 def test_another_process_reads_what_was_saved_and_not_what_a_killed_one_left(student, tmp_path):
+    """Two jobs of a grid share what they compute; a half-written file stays out of it."""
     first = FrozenStates(tmp_path, student.encoder, 1)
     inputs = batch(3, 9)
     first.last_states(student.encoder, *inputs)
@@ -93,6 +95,7 @@ def test_another_process_reads_what_was_saved_and_not_what_a_killed_one_left(stu
 
 
 def test_other_weights_and_other_types_are_not_taken_for_these(student, tmp_path):
+    """The folder is named by the weights, a row by tokens and types."""
     states = FrozenStates(tmp_path, student.encoder, 1)
     ids, mask, types = batch(3, 9)
     states.last_states(student.encoder, ids, mask, types)
@@ -107,24 +110,27 @@ def test_other_weights_and_other_types_are_not_taken_for_these(student, tmp_path
 
 
 def test_a_file_cut_short_is_named(student, tmp_path):
+    """The message says what to delete."""
     states = FrozenStates(tmp_path, student.encoder, 1)
     inputs = batch(3, 9)
     states.last_states(student.encoder, *inputs)
     states.close()
     file: Path = next(tmp_path.glob(f"*/*{STATES}"))
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RunError, match=r"expected \d+ bytes from \d+, found"):
+    with pytest.raises(RunError, match=r"expected \d+ bytes from \d+ on, found"):
         FrozenStates(tmp_path, student.encoder, 1).last_states(student.encoder, *inputs)
 
 
 @pytest.mark.parametrize("wrong", ["student.encoder.freeze_layers=0", "student.field_dropout=0.2"])
 def test_states_that_would_not_stay_are_refused(wrong):
+    """Nothing can be kept of layers that train or of texts that change."""
     keys = ["student.encoder.keep_states=true", "student.encoder.freeze_layers=1", "student.field_dropout=0", wrong]
     with pytest.raises(RecipeError, match=r"student\.encoder\.keep_states"):
         load_recipe("tiny", keys)
 
 
 def test_a_cpu_without_bf16_trains_in_full_precision_and_says_so(monkeypatch, caplog):
+    """Emulated bf16 is tens of times slower than float32."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with caplog.at_level("WARNING"):

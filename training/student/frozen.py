@@ -119,7 +119,9 @@ class FrozenStates:
         size = length * self._width * 4
         found = os.pread(file.fileno(), size, start)
         if len(found) != size:
-            raise RunError(f"{file.name}: expected {size} bytes from {start}, found {len(found)}; delete {self._folder}")
+            raise RunError(
+                f"{file.name}: expected {size} bytes from {start}, found {len(found)}; delete {self._folder}"
+            )
         return np.frombuffer(found, dtype=np.float32).reshape(length, self._width)
 
     def _open(self, index: Path) -> None:

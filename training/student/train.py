@@ -97,7 +97,7 @@ def shared_inputs(run: Run) -> dict[str, object]:
 def computes_bf16() -> bool:
     """Say whether the device has instructions for bf16: a CPU without them emulates it, tens of times slower."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if not supported:
         log.warning("student.bf16: expected a processor with bf16 instructions, found none; training in float32")
