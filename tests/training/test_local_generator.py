@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 
 from training.teacher.decoder import make_decoder, train_tokenizer
 from training.teacher.generator import Prompt
+from training.teacher.grouped_attention import NAME, use_grouped_attention
 from training.teacher.local_generator import LocalGenerator
 from training.teacher.policy import Policy
 from training.teacher_recipe import DecoderRecipe, SamplingRecipe
@@ -69,6 +70,30 @@ def test_an_answer_depends_on_seed_key_and_sample_and_not_on_its_batch(policy):
     assert first | rest == whole
     assert len(set(whole.values())) > 20
     assert other != whole
+
+
+def test_grouped_attention_gives_the_logits_of_transformers_own(policy):
+    """Left padding, a prompt at once, then tokens one by one; a model whose heads share nothing is left alone."""
+    generator(policy)
+    ids = torch.randint(5, 300, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    logits = {}
+    for implementation in (NAME, "sdpa"):
+        policy.model.set_attn_implementation(implementation)
+        out = policy.model(input_ids=ids[:, :6], attention_mask=mask[:, :6], use_cache=True)
+        steps = [out.logits[:, -1]]
+        for place in range(6, 9):
+            cache = out.past_key_values
+            out = policy.model(ids[:, place : place + 1], attention_mask=mask[:, : place + 1], past_key_values=cache)
+            steps.append(out.logits[:, -1])
+        logits[implementation] = torch.stack(steps)
+    torch.testing.assert_close(logits[NAME], logits["sdpa"], rtol=1e-4, atol=1e-5)
+    use_grouped_attention(policy.model)
+    assert policy.model.config._attn_implementation == NAME
+    alone = make_decoder(DecoderRecipe(vocabulary=400, width=32, heads=4, kv_heads=4), policy.tokenizer)
+    use_grouped_attention(alone)
+    assert alone.config._attn_implementation == "sdpa"
 
 
 def test_tokens_are_drawn_from_the_tempered_and_cut_distribution(policy):

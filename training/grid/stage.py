@@ -18,6 +18,7 @@ import torch
 
 from relevance import cli
 from relevance.errors import RecipeError, RunError
+from training.grid.archive import load_results, save_results
 from training.grid.equal_budget import Allowance, check_budget, choose_tuned
 from training.grid.jobs import Job, run_jobs
 from training.grid.systems import LSA, PROGRAMMATIC, SYSTEMS, System, check_common, overridden, systems_of
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override one recipe key")
     parser.add_argument("--systems", type=comma_separated, default=(), help="only these, comma-separated")
     parser.add_argument("--seeds", type=comma_separated, default=(), help="only these, comma-separated")
+    parser.add_argument("--load", action="append", default=[], type=Path, metavar="FILE", help="take results from it")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="at the end, write what results there are into it")
     parser.add_argument("--tune", action="store_true", help="run the tuning trials and write OUT/tuning.jsonl")
     arguments = parser.parse_args(argv)
     common = ["--recipe", arguments.name, "--out", str(arguments.out)]
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> int:
     allowances = _check_budget(everything, tuned)
     checks = _shared_stages(run, common, everything)
     if arguments.tune:
-        return _tune(run, systems)
+        return _tune(run, systems, arguments)
     jobs = [job for s in everything for job in _jobs_of(run, s, run.recipe.grid.seeds, tuned)]
     chosen = [job for s in systems for job in _jobs_of(run, s, seeds, tuned)]
     content = {
@@ -89,7 +92,18 @@ def main(argv: list[str]) -> int:
         "config_hashes": {f"{job.system.name}/{job.folder.name}": job.config_hash for job in jobs},
     }
     (run.path / "grid.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return run_jobs(run, chosen)
+    return _run(run, jobs, chosen, arguments)
+
+
+def _run(run: Run, jobs: list[Job], chosen: list[Job], arguments: argparse.Namespace) -> int:
+    """Run the chosen jobs, between taking results from files and writing what has ended of all into one."""
+    for path in arguments.load:
+        load_results(run, jobs, path)
+    try:
+        return run_jobs(run, chosen)
+    finally:
+        if arguments.save is not None:
+            save_results(run, jobs, arguments.save)
 
 
 def interrupt(*_: object) -> None:
@@ -253,10 +267,11 @@ def common_hash(recipe: Recipe) -> str:
     return hash_json([content, recipe.grid.tuning_queries])
 
 
-def _tune(run: Run, systems: list[System]) -> int:
+def _tune(run: Run, systems: list[System], arguments: argparse.Namespace) -> int:
     """Run trials of the chosen systems, all on the same queries and seed; write the ledger of all that have ended."""
     jobs = {system.name: _trials_of(run, system) for system in systems_of(run.recipe) if system.search}
-    failed = run_jobs(run, [job for system in systems for job in jobs.get(system.name, [])])
+    chosen = [job for system in systems for job in jobs.get(system.name, [])]
+    failed = _run(run, [job for own in jobs.values() for job in own], chosen, arguments)
     lines = []
     for name, own in jobs.items():
         for number, (job, trial) in enumerate(zip(own, SYSTEMS[name].search, strict=False)):

@@ -40,7 +40,10 @@ class LocalGenerator:
 
     def __init__(self, policy: Policy, recipe: SamplingRecipe, *, seed: int) -> None:
         self.policy, self.recipe, self.seed = policy, recipe, seed
+        from training.teacher.grouped_attention import use_grouped_attention
+
         self._model, self._tokenizer = policy.model.eval(), policy.tokenizer
+        use_grouped_attention(self._model)
         self._context = int(self._model.config.max_position_embeddings)
         eos = self._model.generation_config.eos_token_id
         eos = self._tokenizer.eos_token_id if eos is None else eos
