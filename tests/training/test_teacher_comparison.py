@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from preference_makers import sample
+from safetensors.numpy import save_file
 from sklearn.metrics import f1_score
 
 from relevance.errors import InputError, RunError
@@ -327,6 +328,12 @@ def test_teachers_whose_stages_were_called_by_hand_are_compared_and_nothing_is_r
     with pytest.raises(RunError, match=r"single_rule.*expected teacher\.perspectives = \['rule'\]"):
         teacher_stage.main(words)
     shutil.rmtree(out / "teachers" / "single_rule")
+    weights = out / "teachers" / "mpcot" / "seed_0" / "sft" / "policy" / "model.safetensors"
+    weights.parent.mkdir()
+    save_file({"weight": np.zeros(1)}, weights)
+    with pytest.raises(RunError, match=r"expected a judgement of the policy that is there \(.+\), found None"):
+        teacher_stage.main(words)
+    shutil.rmtree(weights.parent)
     (out / "teachers" / "mpcot" / "seed_0" / "judge_sft" / "inputs.json").write_text('{"inputs": {"seed": 7}}')
     with pytest.raises(RunError, match=r"expected seed = 0, found 7"):
         teacher_stage.main(words)

@@ -22,6 +22,7 @@ from training.grid.teacher_comparison import write_comparison
 from training.grid.teacher_job import outcome
 from training.grid.teacher_systems import SAME_SIZE, TEACHERS, teachers_of
 from training.runs import DONE, INPUTS, Run, commit, hash_json, log, stage_arguments
+from training.teacher.policy import POLICY, policy_identity
 
 FOLDER = "teachers"
 _DEFINING = ("base", "method", "perspectives", "equal_tokens_with", "prompt", "generate")
@@ -80,7 +81,8 @@ def adopt(run: Run, job: Job) -> None:
     A folder that this command began, or that lacks a finished DPO or a judgement of a policy that is there, is left
     alone.
 
-    Raises: RunError: if the folder holds another teacher or seed than its name says.
+    Raises: RunError: if the folder holds another teacher or seed than its name says, or a policy that was trained again
+        after it was judged.
     """
     policies = ["sft", *(["dpo"] if (job.folder / "dpo" / "policy").is_dir() else [])]
     needed = [job.folder / stage / DONE for stage in ("dpo", *(f"judge_{policy}" for policy in policies))]
@@ -94,10 +96,25 @@ def adopt(run: Run, job: Job) -> None:
     seed = json.loads((job.folder / "judge_sft" / INPUTS).read_text(encoding="utf-8"))["inputs"].get("seed")
     if seed != job.seed:
         raise RunError(f"{judged}: expected seed = {job.seed}, found {seed}; give --set seed={job.seed} to each stage")
+    for policy in policies:
+        _check_judged(job.folder, policy)
     made = Run(job.recipe, job.folder, shared=run.path)
     status = {"system": job.system.name, "seed": job.seed, "config_hash": job.config_hash, "by_hand": True}
     write_status(job.folder, {**status, "state": "done", "error": None, "seconds": None, **outcome(made)})
     log.info("teachers: %s, seed %d was made by hand and is compared as it is", job.system.name, job.seed)
+
+
+def _check_judged(folder: Path, policy: str) -> None:
+    """Refuse a judgement of other weights than lie there; weights that were deleted since cannot be compared."""
+    weights, inputs = folder / policy / POLICY, folder / f"judge_{policy}" / INPUTS
+    if not any(weights.glob("*.safetensors")):
+        return
+    judged = json.loads(inputs.read_text(encoding="utf-8"))["inputs"].get("policy")
+    found = policy_identity(weights)
+    if judged != found:
+        raise RunError(
+            f"{inputs}: expected a judgement of the policy that is there ({found}), found {judged}; judge it again"
+        )
 
 
 def _defining(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from relevance.errors import RecipeError, RunError
 from training.recipe import Recipe
-from training.runs import DONE, INPUTS, OF_A_FOLD, Run, hash_file
+from training.runs import DONE, INPUTS, OF_A_FOLD, Run, hash_file, log
 
 _RECIPE = "recipe.json"
 _PAIRS = "pairs.train.parquet"
@@ -56,9 +56,13 @@ def _recipe_of(folder: Path) -> Recipe:
 
 
 def _check_pairs(run: Run, folder: Path) -> None:
-    """Refuse a teacher whose preferences were made of other pairs: which ones it saw would be told wrongly."""
+    """Refuse a teacher whose preferences were made of other pairs: which ones it saw would be told wrongly.
+
+    Warns of one that has none, such as a single perspective's without DPO.
+    """
     answered = folder / "preference_answers" / INPUTS
     if not answered.is_file():
+        log.warning("%s: has no preference answers, so that its pairs are this run's cannot be checked", folder)
         return
     theirs = json.loads(answered.read_text(encoding="utf-8"))["inputs"]["files"][_PAIRS]
     ours = hash_file(run.require("data") / _PAIRS)
