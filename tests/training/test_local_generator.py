@@ -137,6 +137,26 @@ def test_temperature_zero_is_greedy_decoding(policy):
         assert found[prompt.key, 0] == policy.tokenizer.decode(new, skip_special_tokens=True)
 
 
+def test_answers_that_have_ended_leave_the_batch_and_change_no_other(policy, monkeypatch):
+    """With a quarter of all tokens as ends most answers are short: the same texts as one by one, in ever fewer rows."""
+    before = policy.model.generation_config.eos_token_id
+    monkeypatch.setattr(policy.model.generation_config, "eos_token_id", [before, *range(7, 400, 4)])
+    settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    alone = {(c.key, c.sample): c for c in generator(policy, batch_size=1, **settings).complete(prompts(samples=3))}
+    rows = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    together = {(c.key, c.sample): c for c in generator(policy, batch_size=27, **settings).complete(prompts(samples=3))}
+    hook.remove()
+    assert together == alone
+    assert {c.finish_reason for c in together.values()} == {"stop", "length"}
+    assert len({c.completion_tokens for c in together.values()}) > 3
+    assert rows[0] == 27
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] <= 9
+
+
 def test_an_answer_ends_at_the_first_end_token_and_says_so(policy):
     """The token that greedy decoding gives third is made an end token: two tokens of text, three paid, `stop`."""
     (prompt,) = prompts()[:1]
