@@ -57,7 +57,8 @@ def save_results(run: Run, jobs: Sequence[Job], path: Path) -> int:
                 arrays[f"{name}/{split}"] = _smallest(predictions.logits_NK)
         written += 1
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, told=np.array(json.dumps(told)), **arrays)
+    # numpy's stub takes each keyword of a mapping for `allow_pickle`.
+    np.savez_compressed(buffer, told=np.array(json.dumps(told)), **arrays)  # type: ignore[arg-type]
     new = path.with_name(f"{path.name}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
     new.write_bytes(buffer.getvalue())
