@@ -92,6 +92,9 @@ def test_another_process_reads_what_was_saved_and_not_what_a_killed_one_left(stu
     later.last_states(student.encoder, *inputs)
     assert later.computed == 0
     assert len(list(tmp_path.glob(f"*/*{INDEX}"))) == 1
+    first.last_states(student.encoder, *inputs)
+    first.close()
+    assert len(list(tmp_path.glob(f"*/*{INDEX}"))) == 2, "a closed one that is used again wrote over its file"
 
 
 def test_other_weights_and_other_types_are_not_taken_for_these(student, tmp_path):

@@ -121,6 +121,8 @@ class Fit:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 self._end_epoch(progress)
                 self._checkpoint(progress)
+        if self._student.frozen is not None:
+            self._student.frozen.close()
         best = self._folder / "best.safetensors"
         if best.is_file():
             self._student.load_state_dict(load_file(best))

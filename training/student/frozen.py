@@ -45,10 +45,7 @@ class FrozenStates:
         weakref.finalize(self, _close, self._files)
         for index in sorted(self._folder.glob(f"*{INDEX}")):
             self._open(index)
-        self._own = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}{STATES}"
-        self._writer: BinaryIO | None = None
-        self._written: list[tuple[bytes, int, int]] = []
-        self._end = 0
+        self._begin_file()
         self.computed = 0
         """Sequences that were not on file."""
 
@@ -99,6 +96,13 @@ class FrozenStates:
         states: NDArray[np.float32] = hidden_BLD.float().cpu().numpy()
         return states
 
+    def _begin_file(self) -> None:
+        """Forget the file that was written, and name another one, opened when there is something to write."""
+        self._own = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}{STATES}"
+        self._writer: BinaryIO | None = None
+        self._written: list[tuple[bytes, int, int]] = []
+        self._end = 0
+
     def _append(self, key: bytes, states_LD: NDArray[np.float32]) -> None:
         if key in self._place:
             return
@@ -120,7 +124,7 @@ class FrozenStates:
         found = os.pread(file.fileno(), size, start)
         if len(found) != size:
             raise RunError(
-                f"{file.name}: expected {size} bytes from {start}, found {len(found)}; delete {self._folder}"
+                f"{file.name}: expected {size} bytes from {start} on, found {len(found)}; delete {self._folder}"
             )
         return np.frombuffer(found, dtype=np.float32).reshape(length, self._width)
 
@@ -137,7 +141,8 @@ class FrozenStates:
         """Save, and close the files."""
         self.save()
         _close(self._files)
-        self._place, self._writer, self._written = {}, None, []
+        self._place = {}
+        self._begin_file()
 
 
 def _close(files: list[BinaryIO]) -> None:

@@ -233,8 +233,6 @@ class StudentTraining:
             )
             note = partial(self._run.note, "student")
             Fit(student, batches, plan, folder=folder, note=note, accelerator=self._accelerator).run()
-            if student.frozen is not None:
-                student.frozen.close()
             if self._accelerator.is_main_process:
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
                 save_file(state, folder / WEIGHTS)
