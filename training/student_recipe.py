@@ -20,9 +20,9 @@ class EncoderRecipe(Section):
 
     Args: name: a hub name, a path, `package:NAME`, or `scratch` with the sizes given here; tokenizer: the same for its
         vocabulary, or `run:STAGE/FILE` for one that a stage of the run made; freeze_layers: so many of the lowest
-        layers, and the embeddings below them, keep their weights; keep_states: what these make of a pair is computed
-        once, without dropout, and kept under OUT/frozen (4 bytes × width × tokens a pair) for all epochs and, in a
-        grid, all systems.
+        layers, and the embeddings below them, keep their weights in the fine-tuning; keep_states: what these make of a
+        pair is computed once, without dropout, and kept under OUT/frozen (4 bytes × width × tokens a pair) for all
+        epochs and, in a grid, all systems.
     """
 
     name: str = "bert-base-multilingual-uncased"
@@ -142,27 +142,29 @@ class StudentRecipe(Section):
     """Stage `student`.
 
     Args: pretrain: start from the encoder of stage `pretrain`; fit: the fine-tuning on labelled pairs; warm_up: before
-        it, on annotated pairs without labels (stage `annotate`), None for no warm-up; warm_up_template: what the
-        warm-up reads, None for the recipe's template; pooling: what stands beside the latent in the head: raw [CLS],
-        [CLS] and the masked mean, or `segments` (see `training.student.model.Student`); head_width: hidden units of the
-        head, None for a linear one; feature_weight: of the training-only regression on annotated features;
-        guidance_weight: λ of arXiv:2601.21611 eq. 9; guidance: its target and form; rationale_terms: rival ways to use
-        rationales, with a section each; warm_up_guidance: guide the latent in the warm-up too, by the rationales of the
-        pairs without labels (`embed.annotated`); soft_labels: which of the annotated distributions, `all` or one
-        perspective's; class_weights: `none`, or `sqrt_inverse` frequency; query_weights: `sqrt_inverse` gives each pair
-        of a query of n pairs the weight 1 / √n; field_dropout: chance that an optional item field is hidden from one
-        pair in one epoch; random_negatives: pairs with another query's item added as least relevant, per labelled pair,
-        and their weight; seeds: one fine-tuning each, their weights averaged; max_queries: train on so many of the
-        labelled queries, None for all; exact_only: also on pairs of sources that hold only the most relevant class (a
-        grid compares systems without them: teachers and plainer baselines never learn from them); predicted: splits to
-        give predictions of; round_weights: round the encoder to what int8w stores before anything is calibrated; bf16:
-        autocast, where the device has instructions for it.
+        it, on annotated pairs without labels (stage `annotate`), None for no warm-up; warm_up_start: what the
+        fine-tuning takes from it, the whole `student`, or its `encoder` alone, so that students of any build can start
+        from one warm-up; warm_up_template: what the warm-up reads, None for the recipe's template; pooling: what stands
+        beside the latent in the head: raw [CLS], [CLS] and the masked mean, or `segments` (see
+        `training.student.model.Student`); head_width: hidden units of the head, None for a linear one; feature_weight:
+        of the training-only regression on annotated features; guidance_weight: λ of arXiv:2601.21611 eq. 9; guidance:
+        its target and form; rationale_terms: rival ways to use rationales, with a section each; warm_up_guidance: guide
+        the latent in the warm-up too, by the rationales of the pairs without labels (`embed.annotated`); soft_labels:
+        which of the annotated distributions, `all` or one perspective's; class_weights: `none`, or `sqrt_inverse`
+        frequency; query_weights: `sqrt_inverse` gives each pair of a query of n pairs the weight 1 / √n; field_dropout:
+        chance that an optional item field is hidden from one pair in one epoch; random_negatives: pairs with another
+        query's item added as least relevant, per labelled pair, and their weight; seeds: one fine-tuning each, their
+        weights averaged; max_queries: train on so many of the labelled queries, None for all; exact_only: also on pairs
+        of sources that hold only the most relevant class (a grid compares systems without them: teachers and plainer
+        baselines never learn from them); predicted: splits to give predictions of; round_weights: round the encoder to
+        what int8w stores before anything is calibrated; bf16: autocast, where the device has instructions for it.
     """
 
     encoder: EncoderRecipe = EncoderRecipe()
     pretrain: PretrainRecipe | None = None
     extractor: ExtractorRecipe = ExtractorRecipe()
     warm_up: FitRecipe | None = None
+    warm_up_start: Literal["student", "encoder"] = "student"
     warm_up_template: TextTemplate | None = None
     fit: FitRecipe = FitRecipe()
     pooling: Literal["cls", "cls_mean", "segments"] = "cls"
@@ -216,6 +218,8 @@ def hashed_student(recipe: StudentRecipe, without: set[str] | None = None) -> di
     told = recipe.model_dump(mode="json", exclude=without)
     if recipe.guidance.pairs == "all" and "guidance" in told:
         del told["guidance"]["pairs"]
+    if recipe.warm_up_start == "student":
+        told.pop("warm_up_start", None)
     if recipe.exact_only:
         told.pop("exact_only", None)
     if not recipe.encoder.keep_states and "encoder" in told:

@@ -49,6 +49,7 @@ log = logging.getLogger("relevance.training")
 WARM_UP = "warm_up"
 FROZEN = "frozen"
 PRETRAIN, ENCODER = "pretrain", "encoder.safetensors"
+_ENCODER = "encoder."
 
 
 def main(argv: list[str]) -> int:
@@ -196,8 +197,9 @@ class StudentTraining:
             set_seed(seed)
             student = self._new_student()
             if start is not None:
-                student.load_state_dict(load_file(start / WEIGHTS))
-            self._keep_states(student)
+                self._start_from(student, start)
+            if on_labels:
+                self._keep_states(student)
             tokenizer = self._tokenizer
             if recipe.max_pair_tokens is not None:
                 tokenizer = make_tokenizer(self._run, recipe.max_pair_tokens)
@@ -226,7 +228,7 @@ class StudentTraining:
                 terms=extra.terms,
                 feature_weight=student_recipe.feature_weight,
                 n_features=data.features_NF.shape[1],
-                freeze_layers=student_recipe.encoder.freeze_layers,
+                freeze_layers=student_recipe.encoder.freeze_layers if on_labels else 0,
                 checkpoint_steps=student_recipe.checkpoint_steps,
                 evaluate=self._dev_logits if self._dev else None,
                 figure=self._dev_figure,
@@ -279,6 +281,23 @@ class StudentTraining:
             max_pair_tokens=recipe.max_pair_tokens,
         )
         return Student(config, encoder)
+
+    def _start_from(self, student: Student, warm_up: Path) -> None:
+        """Load what the warm-up learned, or its encoder alone.
+
+        Raises: RunError: if the whole of a student of another build is to be loaded.
+        """
+        state = load_file(warm_up / WEIGHTS)
+        if self._recipe.student.warm_up_start == "student":
+            if differing := state.keys() ^ student.state_dict().keys():
+                raise RunError(
+                    f"{warm_up / WEIGHTS}: expected a student of this recipe's build, found that one of the two has no "
+                    f"{min(differing)}; student.warm_up_start = 'encoder' takes the encoder alone"
+                )
+            student.load_state_dict(state)
+            return
+        own = {name.removeprefix(_ENCODER): tensor for name, tensor in state.items() if name.startswith(_ENCODER)}
+        student.encoder.load_state_dict(own)
 
     def _keep_states(self, student: Student) -> None:
         recipe = self._recipe.student.encoder

@@ -10,6 +10,7 @@ from training.student_recipe import hashed_student
 
 NOT_YET = {
     "fit",
+    "warm_up_start",
     "seeds",
     "class_weights",
     "query_weights",
