@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
 from relevance import __version__
 from relevance.errors import RelevanceError
+
+_TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
+"""TRL tells its makers of each training, architecture and GPU included, unless this is set."""
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "pipeline": ("training.pipeline", "training", "every stage of a recipe, in order: pairs to bundle"),
@@ -70,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"relevance: expected a command of {', '.join(COMMANDS)}; found {argv[0]!r}\n")
         return 2
     module, extra, _ = COMMANDS[argv[0]]
+    os.environ.setdefault(_TELEMETRY, "1")
     try:
         stage = import_module(module)
     except ModuleNotFoundError as error:

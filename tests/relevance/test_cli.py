@@ -51,3 +51,21 @@ def test_a_missing_package_names_the_extra_to_install(command, missing, extra):
     assert done.stderr == (
         f"relevance {command}: the package {missing!r} is missing; pip install 'relevance-tiers[{extra}]'\n"
     )
+
+
+@pytest.mark.parametrize(("asked", "disabled"), [(None, True), ("0", False)])
+def test_libraries_tell_their_makers_nothing_unless_asked_to(asked, disabled, monkeypatch):
+    """TRL sends the architecture of every training to its makers; a command switches that off, a user may switch it on.
+
+    Read where huggingface_hub itself reads it, in a fresh process.
+    """
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", asked)
+    script = (
+        "import contextlib\nfrom relevance.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):\n    main(['data', '--help'])\n"
+        "from huggingface_hub import constants\nprint(constants.HF_HUB_DISABLE_TELEMETRY)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{disabled}\n"

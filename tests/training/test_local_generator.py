@@ -138,7 +138,10 @@ def test_temperature_zero_is_greedy_decoding(policy):
 
 
 def test_answers_that_have_ended_leave_the_batch_and_change_no_other(policy, monkeypatch):
-    """With a quarter of all tokens as ends most answers are short: the same texts as one by one, in ever fewer rows."""
+    """With a quarter of all tokens as ends most answers are short: the same texts as one by one, in ever fewer rows.
+
+    The nine prompts are read once each, not once for each of their three answers.
+    """
     before = policy.model.generation_config.eos_token_id
     monkeypatch.setattr(policy.model.generation_config, "eos_token_id", [before, *range(7, 400, 4)])
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -152,8 +155,9 @@ def test_answers_that_have_ended_leave_the_batch_and_change_no_other(policy, mon
     assert together == alone
     assert {c.finish_reason for c in together.values()} == {"stop", "length"}
     assert len({c.completion_tokens for c in together.values()}) > 3
-    assert rows[0] == 27
-    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == 9
+    assert 9 < rows[1] <= 27
+    assert rows[1:] == sorted(rows[1:], reverse=True)
     assert rows[-1] <= 9
 
 

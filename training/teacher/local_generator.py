@@ -143,10 +143,11 @@ class LocalGenerator:
     def _sample(self, batch: Sequence[_Job]) -> list[Completion]:
         """Answer one batch token by token; answers that have ended leave it a quarter at a time.
 
-        Our own loop, because `generate` carries every row to the end of the longest: of short answers with a few long
-        ones most of the work (docs/decisions/0008-sampling.md).
+        Our own loop, because `generate` carries every row to the end of the longest, of short answers with a few long
+        ones most of the work, and reads a prompt once for each of its answers (docs/decisions/0008-sampling.md).
         """
-        ids_BL, mask_BL = self._padded([job.ids for job in batch])
+        prompt_of = {ids: n for n, ids in enumerate(dict.fromkeys(tuple(job.ids) for job in batch))}
+        ids_BL, mask_BL = self._padded(list(prompt_of))
         uniform_BT = torch.from_numpy(np.stack([self._uniforms(job) for job in batch]))
         warpers = self._warpers()
         new: list[list[int]] = [[] for _ in batch]
@@ -161,14 +162,18 @@ class LocalGenerator:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            token_B = _drawn(warpers(ids_BL, out.logits[:, -1].float()), uniform_BT[rows, step], self.recipe)
+            logits_BV, cache = out.logits[:, -1].float(), out.past_key_values
+            if step == 0 and len(prompt_of) < len(batch):
+                prompts = torch.tensor([prompt_of[tuple(job.ids)] for job in batch], device=mask_BL.device)
+                cache.batch_select_indices(prompts)
+                logits_BV, mask_BL = logits_BV[prompts], mask_BL[prompts]
+            token_B = _drawn(warpers(ids_BL, logits_BV), uniform_BT[rows, step], self.recipe)
             tokens = token_B.tolist()
             for place in np.flatnonzero(writing):
                 new[rows[place]].append(tokens[place])
             writing &= ~np.isin(tokens, self._eos)
             if not writing.any():
                 break
-            cache = out.past_key_values
             if writing.mean() <= _STILL_WRITING:
                 kept = torch.from_numpy(np.flatnonzero(writing)).to(mask_BL.device)
                 cache.batch_select_indices(kept)
