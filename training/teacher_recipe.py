@@ -85,7 +85,8 @@ class TeacherPretrainRecipe(Section):
     Args: steps, batch_size: of sequences of `context` tokens packed from documents; instructed: share of documents that
         are prompts, of every view alike, with the programmatic annotator's rationale and its own guess of the label
         (never the gold one), so that the base follows prompts as a pre-trained model would; pairs that are reserved for
-        preferences are not among them.
+        preferences are not among them; answers_only: of a prompt with its answer only the answer is learned, so that no
+        step is spent on titles that nobody can predict.
     """
 
     steps: int = Field(default=500, ge=1)
@@ -94,6 +95,7 @@ class TeacherPretrainRecipe(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     instructed: float = Field(default=0.7, ge=0, le=1)
+    answers_only: bool = False
 
 
 class GenerateRecipe(Section):

@@ -19,7 +19,7 @@ from training.runs import DONE, Run
 from training.soft_labels import SoftLabels, write_soft_labels
 from training.teacher import pretrain
 from training.teacher.decoder import make_decoder, n_parameters, train_tokenizer
-from training.teacher.documents import Windows, check_chats, encode_chats, encode_texts, pack, platform_texts
+from training.teacher.documents import Encoded, Windows, check_chats, encode_chats, encode_texts, pack, platform_texts
 from training.teacher.parts import is_reserved
 from training.teacher.policy import load_policy
 from training.teacher.prompts import PromptBook
@@ -183,7 +183,7 @@ def test_item_pages_hold_every_named_field_once():
 def test_packing_loses_no_token_and_cuts_only_what_is_too_long(lengths, context):
     """The pieces between restarts of the positions are the documents, in windows as few as twice the tokens need."""
     documents = [list(range(100 * i, 100 * i + n)) for i, n in enumerate(lengths, start=1)]
-    windows = pack(documents, context, pad_id=0)
+    windows = pack(map(Encoded, documents), context, pad_id=0)
     pieces = Counter(tuple(d[at : at + context]) for d in documents for at in range(0, len(d), context))
 
     assert Counter(_pieces(windows)) == pieces
@@ -206,9 +206,9 @@ def test_a_packed_document_sees_no_other(tokenizer):
     first, second = encode_texts(["red lamp by Norda", "storage case for kettle; size: M"], tokenizer)
     with torch.inference_mode():
         together = pretrain.nll(model, pack([first, second], 64, 0), np.array([0]))
-        apart = [pretrain.nll(model, pack([ids], 64, 0), np.array([0])) for ids in (first, second)]
+        apart = [pretrain.nll(model, pack([one], 64, 0), np.array([0])) for one in (first, second)]
 
-    assert int(together[1]) == len(first) + len(second) - 2 == sum(int(count) for _, count in apart)
+    assert int(together[1]) == len(first.ids) + len(second.ids) - 2 == sum(int(count) for _, count in apart)
     torch.testing.assert_close(together[0], apart[0][0] + apart[1][0])
 
 
@@ -217,9 +217,26 @@ def test_an_instruction_longer_than_a_window_is_refused(tokenizer):
     chat = ({"role": "user", "content": "red lamp " * 40}, {"role": "assistant", "content": "label: E"})
     encoded = encode_chats([chat], tokenizer, thinking=False)
 
-    check_chats(encoded, len(encoded[0]))
+    check_chats(encoded, len(encoded[0].ids))
     with pytest.raises(RunError, match=r"teacher\.pretrain\.context: expected instructions of at most 32 tokens"):
         check_chats(encoded, 32)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("context", [64, 8])
+def test_of_a_chat_only_the_answer_may_be_learned(tokenizer, thinking, context):
+    """What is predicted, however the document was cut: the answer's own words and what ends them, no word before."""
+    chat = ({"role": "user", "content": "red lamp by Norda"}, {"role": "assistant", "content": "It fits. label: E"})
+    encoded = encode_chats([chat], tokenizer, thinking=thinking, answers_only=True)
+    windows = pack(encoded, context, pad_id=0)
+    learned = tokenizer.decode(windows.input_ids_NL[windows.trained_NL])
+    whole = tokenizer.decode(encoded[0].ids)
+
+    assert pack(encode_chats([chat], tokenizer, thinking=thinking), 64, 0).trained_NL.sum() == len(encoded[0].ids) - 1
+    assert "red lamp" not in learned
+    if context == 64:
+        assert whole.endswith(learned)
+        assert learned.removeprefix("<think>\n\n</think>\n\n").startswith("It fits. label: E")
 
 
 def test_every_epoch_takes_every_window_once():
@@ -248,6 +265,20 @@ def test_pretraining_lowers_the_perplexity_of_dev_texts(pretrained):
     assert report["parameters"] == n_parameters(load_policy(pretrained.path / "teacher_pretrain" / "policy").model)
     assert [note["step"] for note in notes if "loss" in note] == [0, 23]
     assert not (pretrained.path / "teacher_pretrain" / "checkpoint.pt").exists()
+
+
+def test_a_decoder_may_learn_answers_alone(tmp_path):
+    """No platform text and no prompt is predicted: no perplexity of texts is told, and the loss of answers falls."""
+    run = start(tmp_path)
+    sets = ["--set", "teacher.pretrain.instructed=1", "--set", "teacher.pretrain.answers_only=true"]
+    assert pretrain.main([*options(run), *sets]) == 0
+    report = json.loads((run.path / "teacher_pretrain" / "report.json").read_text())
+    losses = [json.loads(line).get("loss") for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+    first, *_, last = [loss for loss in losses if loss is not None]
+
+    assert report["documents"]["platform"] == 0
+    assert report["dev_perplexity"] is None
+    assert last < 0.8 * first
 
 
 def test_a_killed_pretraining_ends_at_the_same_weights(pretrained, tmp_path, monkeypatch):

@@ -25,12 +25,23 @@ _OPEN_WINDOWS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one document.
+
+    Args: read: so many of the first are read and never predicted: the first one at least.
+    """
+
+    ids: list[int]
+    read: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Windows:
     """N windows of L tokens, each of whole documents where they fit.
 
     Args: input_ids_NL: int64; position_ids_NL: int64, from 0 in every document, so that a model that reads them
         (transformers' packed-sequence mask) sees no other document; trained_NL: bool, false for the first token of a
-        document, which nothing predicts, and for padding.
+        document, which nothing predicts, for others that are only read, and for padding.
     """
 
     input_ids_NL: NDArray[np.int64]
@@ -74,62 +85,91 @@ def instructions(
     ]
 
 
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Give the token ids of texts, each with an end of text."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [[*ids, tokenizer.pad_token_id] for ids in encoded]
+    return [Encoded([*ids, tokenizer.pad_token_id]) for ids in _token_ids(texts, tokenizer)]
 
 
-def encode_chats(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, *, thinking: bool) -> list[list[int]]:
-    """Give the token ids of whole chats."""
-    texts = [tokenizer.apply_chat_template(list(chat), tokenize=False, enable_thinking=thinking) for chat in chats]
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return encoded
+def encode_chats(
+    chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, *, thinking: bool, answers_only: bool = False
+) -> list[Encoded]:
+    """Give the token ids of whole chats.
+
+    Args: answers_only: everything before the last message's own words is read and not predicted.
+    """
+    encoded = _token_ids([_rendered(chat, tokenizer, thinking) for chat in chats], tokenizer)
+    if not answers_only:
+        return [Encoded(ids) for ids in encoded]
+    starts = [_rendered(chat[:-1], tokenizer, thinking, add_generation_prompt=True) for chat in chats]
+    prompts = _token_ids(starts, tokenizer)
+    return [Encoded(ids, _shared(prompt, ids)) for prompt, ids in zip(prompts, encoded, strict=True)]
 
 
-def check_chats(encoded: Sequence[list[int]], context: int) -> None:
+def _rendered(chat: Chat, tokenizer: PreTrainedTokenizerBase, thinking: bool, **options: bool) -> str:
+    text: str = tokenizer.apply_chat_template(list(chat), tokenize=False, enable_thinking=thinking, **options)
+    return text
+
+
+def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return ids
+
+
+def _shared(start: Sequence[int], whole: Sequence[int]) -> int:
+    """Count the first tokens that two sequences have in common."""
+    differ = (place for place, (left, right) in enumerate(zip(start, whole, strict=False)) if left != right)
+    return next(differ, min(len(start), len(whole)))
+
+
+def check_chats(encoded: Sequence[Encoded], context: int) -> None:
     """Make sure that no chat is longer than a window, where its label would be cut off.
 
     Raises: RunError: if one is.
     """
-    longest = max(map(len, encoded), default=0)
+    longest = max((len(chat.ids) for chat in encoded), default=0)
     if longest > context:
-        over = sum(len(ids) > context for ids in encoded)
+        over = sum(len(chat.ids) > context for chat in encoded)
         raise RunError(
             f"teacher.pretrain.context: expected instructions of at most {context} tokens, found {over} longer ones, "
             f"up to {longest}; raise it (and teacher.decoder.context) or choose a shorter prompt book"
         )
 
 
-def pack(documents: Iterable[list[int]], context: int, pad_id: int) -> Windows:
+def pack(documents: Iterable[Encoded], context: int, pad_id: int) -> Windows:
     """Pack documents into windows, best fit among the open ones; what is longer than a window is cut into pieces."""
-    closed: list[list[list[int]]] = []
-    opened: list[tuple[int, list[list[int]]]] = []
-    pieces = (ids[start : start + context] for ids in documents for start in range(0, len(ids), context))
+    closed: list[list[Encoded]] = []
+    opened: list[tuple[int, list[Encoded]]] = []
+    pieces = (
+        Encoded(document.ids[start : start + context], max(1, document.read - start))
+        for document in documents
+        for start in range(0, len(document.ids), context)
+    )
     for piece in pieces:
-        fitting = [i for i, (room, _) in enumerate(opened) if room >= len(piece)]
+        fitting = [i for i, (room, _) in enumerate(opened) if room >= len(piece.ids)]
         if fitting:
             room, parts = opened.pop(min(fitting, key=lambda i: opened[i][0]))
         else:
             room, parts = context, []
         parts.append(piece)
-        opened.append((room - len(piece), parts))
+        opened.append((room - len(piece.ids), parts))
         if len(opened) > _OPEN_WINDOWS:
             closed.append(opened.pop(min(range(len(opened)), key=lambda i: opened[i][0]))[1])
     return _arrays([*closed, *(parts for _, parts in opened)], context, pad_id)
 
 
-def _arrays(windows: list[list[list[int]]], context: int, pad_id: int) -> Windows:
+def _arrays(windows: list[list[Encoded]], context: int, pad_id: int) -> Windows:
     input_ids_NL = np.full((len(windows), context), pad_id)
     position_ids_NL = np.zeros((len(windows), context), dtype=np.int64)
     trained_NL = np.zeros((len(windows), context), dtype=bool)
     for row, parts in enumerate(windows):
         start = 0
         for part in parts:
-            end = start + len(part)
-            input_ids_NL[row, start:end] = part
-            position_ids_NL[row, start:end] = np.arange(len(part))
-            trained_NL[row, start + 1 : end] = True
+            end = start + len(part.ids)
+            input_ids_NL[row, start:end] = part.ids
+            position_ids_NL[row, start:end] = np.arange(len(part.ids))
+            trained_NL[row, start + part.read : end] = True
             start = end
         position_ids_NL[row, start:] = np.arange(context - start)
     return Windows(input_ids_NL, position_ids_NL, trained_NL)

@@ -122,9 +122,9 @@ def pretrain(run: Run, folder: Path) -> None:
     documents = training_documents(run)
     tokenizer = _tokenizer(run, folder, documents)
     train = _windows(documents, tokenizer, run)
-    dev_pairs = read_pairs(run.require("data") / "pairs.dev.parquet")
-    dev_ids = encode_texts(platform_texts(dev_pairs), tokenizer)
-    dev = pack(dev_ids, recipe.pretrain.context, tokenizer.pad_token_id)
+    # Of a decoder that reads no platform text for its own sake, its perplexity would say nothing.
+    dev_pairs = read_pairs(run.require("data") / "pairs.dev.parquet") if documents.texts else ()
+    dev = pack(encode_texts(platform_texts(dev_pairs), tokenizer), recipe.pretrain.context, tokenizer.pad_token_id)
     set_seed(run.recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_decoder(recipe.decoder, tokenizer).to(device)
@@ -256,7 +256,9 @@ def perplexity(model: Qwen3ForCausalLM, windows: Windows) -> float | None:
 
 def _windows(documents: TrainingDocuments, tokenizer: PreTrainedTokenizerBase, run: Run) -> Windows:
     recipe = run.recipe.teacher
-    chats = encode_chats(documents.chats, tokenizer, thinking=recipe.sampling.thinking)
+    chats = encode_chats(
+        documents.chats, tokenizer, thinking=recipe.sampling.thinking, answers_only=recipe.pretrain.answers_only
+    )
     check_chats(chats, recipe.pretrain.context)
     encoded = [*encode_texts(documents.texts, tokenizer), *chats]
     if not encoded:
