@@ -46,7 +46,7 @@ def test_the_lines_add_up():
     lines = budget_lines(recipe, chosen, 3)
     each = [3 * (budget_of(recipe, system).answers or 0) for system in chosen]
 
-    assert lines[0] == f"teacher_pretrain reads {1200 * 16 * 256:,} tokens"
+    assert lines[0] == f"teacher_pretrain reads {9000 * 12 * 256:,} tokens"
     assert lines[1] == "generate asks for 5,400 answers, once for all teachers"
     assert [line.partition(":")[0] for line in lines[2:4]] == ["mpcot", "single_rule"]
     assert lines[2].endswith(f"times 3 seeds {each[0]:,} answers")
