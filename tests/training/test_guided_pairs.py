@@ -94,7 +94,7 @@ def test_a_recipe_that_guides_by_all_is_hashed_as_before_the_key_was_there():
     chosen = StudentRecipe(guidance=GuidanceRecipe(pairs="unseen"))
 
     assert "pairs" not in hashed_student(plain)["guidance"]
-    assert plain.model_dump().keys() - hashed_student(plain).keys() == {"exact_only"}
+    assert plain.model_dump().keys() - hashed_student(plain).keys() == {"exact_only", "warm_up_start"}
     assert hashed_student(StudentRecipe(exact_only=False))["exact_only"] is False
     assert hashed_student(chosen)["guidance"]["pairs"] == "unseen"
     assert "guidance" not in hashed_student(plain, {"guidance"})
