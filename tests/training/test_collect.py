@@ -77,6 +77,30 @@ def test_the_shortest_right_answer_of_each_pair_and_perspective_is_kept():
     assert report["labels_given"] == {"rule": {"none": 1}, "user": {"E": 3, "I": 1, "S": 1}}
 
 
+def test_a_base_that_does_not_read_the_pair_is_told_of():
+    """Under "rule" four of five are called Exact whatever they are; under "user" the class tells, though often wrong.
+
+    κ by hand: "rule" agrees in 0.8 · 0.5 + 0.2 · 0.5 = 0.5 of the pairs, as chance does; "user" in 0.75, chance 0.5.
+    """
+    label_of = {f"{label}{n}": label for label in "EI" for n in range(100)}
+    samples = []
+    for pair_id, label in label_of.items():
+        number = int(pair_id[1:])
+        named = {"rule": "I" if number % 5 == 0 else "E", "user": label if number % 4 else "IE"["EI".index(label)]}
+        samples += [sample_of(pair_id, view, 0, given, f"shoe {pair_id}") for view, given in named.items()]
+        samples.append(sample_of(pair_id, "user", 1, label, f"a later answer about {pair_id}"))
+    keeper = keeper_of(label_of)
+    report = keeper.report(keeper.keep(samples), PRICES)
+
+    assert report["first_answers"]["rule"] == {"answers": 200, "kappa": 0.0, "p": 1.0}
+    assert (report["first_answers"]["user"]["answers"], report["first_answers"]["user"]["kappa"]) == (200, 0.5)
+    assert report["first_answers"]["user"]["p"] < 1e-6
+    assert report["warnings"] == [
+        "the classes of 200 first answers from perspective rule have nothing to do with their pairs' (p = 1.0): such a "
+        "base has not learned to compare query and item"
+    ]
+
+
 def test_cost_is_tokens_times_price():
     """(6 × 100 × 2 + 6 × 10 × 10) / 10⁶ dollars, and answers without counts are counted apart."""
     samples = [sample_of("a", "user", n, "E", "the red shoe", completion_tokens=10) for n in range(6)]
@@ -213,7 +237,7 @@ def test_a_class_that_nothing_is_kept_of_is_a_warning(tiny_pairs, tmp_path, capl
     generate(run, make=asking(FakeTeacher(lambda *_: answer("E"))))
     warnings = json.loads((tmp_path / "generate" / REPORT).read_text())["warnings"]
 
-    assert len(warnings) == 9
+    assert len(warnings) == 9 + 3, "three classes a perspective, and each perspective as a whole"
     assert set(warnings) <= {record.getMessage().removeprefix("generate: ") for record in caplog.records}
 
 

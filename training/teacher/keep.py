@@ -12,10 +12,12 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from scipy.stats import chi2_contingency
 
 from relevance.labels import LabelScheme
 from relevance.pairs import LabelledPair
 from training.runs import Run
+from training.teacher.judge_measures import kappa
 from training.teacher.parts import split_parts
 from training.teacher.samples import EMPTY_TITLE, Sample, read_samples
 from training.teacher_recipe import GenerateRecipe, SamplingRecipe
@@ -24,6 +26,8 @@ from training.words import chunks, query_unit, stems
 STAGE = "generate"
 KEPT = "kept.train.jsonl"
 _MILLION = 1_000_000
+_CHANCE, _ENOUGH = 0.01, 200
+"""p above which so many first answers or more are said to have nothing to do with their pairs."""
 
 
 def kept_rows(run: Run) -> list[tuple[LabelledPair, Sample]]:
@@ -51,6 +55,7 @@ class Keeper:
         self._problems: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._given: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._of_class: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._first: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
 
     def keep(self, samples: Iterable[Sample]) -> list[Sample]:
         """Give the kept samples, in order.
@@ -87,6 +92,8 @@ class Keeper:
         self._counts["unreadable"] += not sample.readable
         self._problems[sample.view].update(sample.problems)
         self._given[sample.view][sample.label or "none"] += 1
+        if sample.sample == 0 and sample.label is not None:
+            self._first[sample.view][label, sample.label] += 1
         cell = self._of_class[sample.view, label]
         cell["answers"] += 1
         cell["right"] += sample.readable and sample.label == label
@@ -145,6 +152,7 @@ class Keeper:
             "errors": dict(sorted(self._errors.items())),
             "problems": {view: dict(sorted(own.items())) for view, own in sorted(self._problems.items())},
             "labels_given": {view: dict(sorted(own.items())) for view, own in sorted(self._given.items())},
+            "first_answers": {view: self._agreement(view) for view in sorted(self._first)},
             "classes": {f"{view}/{label}": self._cell(view, label) for view, label in sorted(self._of_class)},
             "dropped": {name: counts[f"dropped_{name}"] for name in dropped},
             "kept": len(kept),
@@ -160,11 +168,41 @@ class Keeper:
                 "answers_without_count": counts["without_token_counts"],
             },
             "cost": round(price / _MILLION, 4),
-            "warnings": [
-                f"no rationale of class {label} was kept from perspective {view}, of {cell['pairs']} pairs"
-                for (view, label), cell in sorted(self._of_class.items())
-                if cell["pairs"] and not cell["pairs_kept"]
-            ],
+            "warnings": self._warnings(),
+        }
+
+    def _warnings(self) -> list[str]:
+        found = [
+            f"no rationale of class {label} was kept from perspective {view}, of {cell['pairs']} pairs"
+            for (view, label), cell in sorted(self._of_class.items())
+            if cell["pairs"] and not cell["pairs_kept"]
+        ]
+        for view in sorted(self._first):
+            agreement = self._agreement(view)
+            if agreement["answers"] >= _ENOUGH and agreement["p"] > _CHANCE:
+                found.append(
+                    f"the classes of {agreement['answers']} first answers from perspective {view} have nothing to do "
+                    f"with their pairs' (p = {agreement['p']}): such a base has not learned to compare query and item"
+                )
+        return found
+
+    def _agreement(self, view: str) -> dict[str, Any]:
+        """Give how far one view's first answers agree with the labels beyond chance.
+
+        Returns: the number of readable ones; Cohen's κ, None where both name one class alone; p of a χ² test that the
+            class named does not depend on the pair's, 1 where either is always the same.
+        """
+        pairs = self._first[view]
+        rows, columns = sorted({label for label, _ in pairs}), sorted({given for _, given in pairs})
+        table_RC = np.array([[pairs[label, given] for given in columns] for label in rows])
+        index = {name: number for number, name in enumerate(self._scheme.classes)}
+        label_N, given_N = (np.repeat([index[pair[side]] for pair in pairs], list(pairs.values())) for side in (0, 1))
+        p = chi2_contingency(table_RC).pvalue if min(table_RC.shape) > 1 else 1.0
+        agreement = kappa(label_N, given_N)
+        return {
+            "answers": int(table_RC.sum()),
+            "kappa": None if np.isnan(agreement) else round(agreement, 4),
+            "p": float(f"{p:.2g}"),
         }
 
     def _cell(self, view: str, label: str) -> dict[str, float]:
