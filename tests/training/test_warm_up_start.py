@@ -99,6 +99,16 @@ def test_the_warm_up_itself_trains_every_layer(arguments, tmp_path):
     assert not same(first, weights(tmp_path / "warm_up"), LOWER)
 
 
+def test_what_the_fine_tuning_fixes_warms_nothing_up_again(arguments, tmp_path):
+    """The warm-up's weights stay the file they were; another rate of its own makes them anew, see above."""
+    assert warm_up.main(arguments) == 0
+    written = (tmp_path / "warm_up" / WEIGHTS).stat().st_mtime_ns
+    free = ["--set", "student.encoder.freeze_layers=0", "--set", "student.encoder.keep_states=false"]
+    assert warm_up.main([*arguments, *free]) == 0
+
+    assert (tmp_path / "warm_up" / WEIGHTS).stat().st_mtime_ns == written
+
+
 def test_the_whole_student_of_another_build_is_refused(arguments):
     """The message names a part that only one of them has, and the key that needs none of them."""
     assert warm_up.main(arguments) == 0

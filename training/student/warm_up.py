@@ -35,8 +35,11 @@ def main(argv: list[str]) -> int:
     """Warm the recipe's student up."""
     run = stage_arguments(argv, WARM_UP, __doc__)
     recipe = run.recipe.student
+    # What the fine-tuning keeps fixed, the warm-up trains.
+    trained = recipe.encoder.model_copy(update={"freeze_layers": 0, "keep_states": False})
+    read = recipe.model_copy(update={"encoder": trained})
     inputs = {
-        "student": hashed_student(recipe, NOT_YET - GUIDED if recipe.warm_up_guidance else NOT_YET),
+        "student": hashed_student(read, NOT_YET - GUIDED if recipe.warm_up_guidance else NOT_YET),
         **shared_inputs(run),
         "soft_labels": hash_file(run.require("annotate") / soft_labels_file(recipe)),
     }

@@ -146,13 +146,14 @@ class Keeper:
             sampling.prompt_price * counts["prompt_tokens"] + sampling.completion_price * counts["completion_tokens"]
         )
         dropped = ("short", "long", "duplicate", "surplus", "balance")
+        first = {view: self._agreement(view) for view in sorted(self._first)}
         return {
             "pairs": len(self._label_of),
             **{name: counts[name] for name in ("asked", "answered", "empty_titles", "unreadable")},
             "errors": dict(sorted(self._errors.items())),
             "problems": {view: dict(sorted(own.items())) for view, own in sorted(self._problems.items())},
             "labels_given": {view: dict(sorted(own.items())) for view, own in sorted(self._given.items())},
-            "first_answers": {view: self._agreement(view) for view in sorted(self._first)},
+            "first_answers": first,
             "classes": {f"{view}/{label}": self._cell(view, label) for view, label in sorted(self._of_class)},
             "dropped": {name: counts[f"dropped_{name}"] for name in dropped},
             "kept": len(kept),
@@ -168,17 +169,16 @@ class Keeper:
                 "answers_without_count": counts["without_token_counts"],
             },
             "cost": round(price / _MILLION, 4),
-            "warnings": self._warnings(),
+            "warnings": self._warnings(first),
         }
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, first: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found = [
             f"no rationale of class {label} was kept from perspective {view}, of {cell['pairs']} pairs"
             for (view, label), cell in sorted(self._of_class.items())
             if cell["pairs"] and not cell["pairs_kept"]
         ]
-        for view in sorted(self._first):
-            agreement = self._agreement(view)
+        for view, agreement in first.items():
             if agreement["answers"] >= _ENOUGH and agreement["p"] > _CHANCE:
                 found.append(
                     f"the classes of {agreement['answers']} first answers from perspective {view} have nothing to do "
