@@ -7,7 +7,15 @@ import torch
 from relevance.errors import RecipeError
 from training.cot_store import CotStore
 from training.student.batches import Batch
-from training.student.guidance import EMBEDDING, PRESENT, GuidanceTerm, guidance_targets, mean_square, reduced_by_pca
+from training.student.guidance import (
+    EMBEDDING,
+    PRESENT,
+    GuidanceTerm,
+    guidance_targets,
+    mean_square,
+    reachable,
+    reduced_by_pca,
+)
 from training.student.losses import (
     alike,
     cosine_guidance_loss,
@@ -78,6 +86,27 @@ def test_shuffling_stays_within_class_and_perspective_and_moves_most_rows(store)
             own = label == LABELS
             assert sorted(map(tuple, plain[own, p])) == sorted(map(tuple, shuffled[own, p]))
     assert (plain != shuffled).any(axis=-1).mean() > 0.5
+
+
+def test_a_shuffled_pair_gets_all_its_targets_from_one_other_pair(store):
+    """Perspectives mixed from three pairs would cancel in the one latent's pull: a weaker target, not a wrong one."""
+    rows = {key: row for key, row in store.row_of.items() if key != (IDS[4], "rule")}
+    made = targets(CotStore(store.perspectives, store.embedding_ND, rows, "model"), target="shuffled")
+    donor = {(pair_id, row // 4) for (pair_id, _), row in made.row_of.items()}
+
+    assert len(donor) == N - 1
+    assert (IDS[4], 4) in donor  # the only one of its class without a rule has nobody to take from
+    assert {key for key in rows if key[1] in PERSPECTIVES} == set(made.row_of)
+
+
+def test_what_one_latent_can_reach_is_the_same_for_right_and_wrong_targets(store):
+    """By hand: targets (1, 0) and (0, 1) leave half; shuffling and one vector a pair change nothing of it."""
+    two = CotStore(("user", "rule"), np.eye(2, dtype=np.float32), {("a", "user"): 0, ("a", "rule"): 1}, "model")
+    assert reachable(two) == pytest.approx(0.5)
+    assert reachable(CotStore(("user",), two.embedding_ND, {("a", "user"): 0, ("b", "user"): 1}, "")) == 1
+    assert 0.2 < reachable(targets(store)) < 0.8
+    assert reachable(targets(store, target="shuffled")) == pytest.approx(reachable(targets(store)))
+    assert reachable(targets(store, target="random")) == reachable(targets(store, target="one_hot")) == 1
 
 
 def test_the_constant_target_is_each_perspectives_mean_over_training_pairs(store):

@@ -85,7 +85,9 @@ def test_a_students_guidance_reads_the_rationales_beside_its_embeddings(make_stu
     (side,) = guidance_terms(run, student, data, 0).side
 
     assert side.arrays(np.arange(4), None)[PRESENT].tolist() == [[True, True]] + [[False, False]] * 3
-    assert "guidance_of_nothing" in json.loads((tmp_path / "ledger.jsonl").read_text())
+    noted = json.loads((tmp_path / "ledger.jsonl").read_text())
+    # One pair alone: centred, it has nothing left to explain.
+    assert (noted["guidance_of_nothing"], noted["guidance_reachable"]) == (0, 0)
 
 
 def test_a_recipe_that_guides_by_all_is_hashed_as_before_the_key_was_there():

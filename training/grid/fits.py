@@ -38,6 +38,7 @@ class FitRun:
     """How one run of one system ended; None where its status does not say.
 
     Args: guidance_explained: share of the guidance targets' mean square that the latent explained at the end;
+        guidance_reachable: the largest share that it could have explained (`training.student.guidance.reachable`);
         rationale_tokens_read: share of the rationales' tokens that a term which reads their text had room for.
     """
 
@@ -49,6 +50,7 @@ class FitRun:
     pairs_per_second: float | None = None
     parameters: int | None = None
     guidance_explained: float | None = None
+    guidance_reachable: float | None = None
     config_hash: str | None = None
     rationale_tokens_read: float | None = None
 
@@ -178,7 +180,7 @@ def _status(folder: Path, system: str, seed: int) -> FitRun:
     except (ValueError, KeyError, TypeError):
         return FitRun(system, seed, "failed", f"{STATUS} is not a JSON object with a state")
     fields: tuple[str, ...] = ("error", "seconds", "pairs_per_second", "parameters", "guidance_explained")
-    fields += ("config_hash", "rationale_tokens_read")
+    fields += ("guidance_reachable", "config_hash", "rationale_tokens_read")
     return FitRun(system, seed, state, **{name: status.get(name) for name in fields})
 
 

@@ -34,7 +34,7 @@ _GROUPS = {
     "ablation": "ablations",
     "control": "controls",
     "ensemble": "ensembles",
-    "ceiling": "ceilings, which see what no student sees",
+    "ceiling": "ceilings: readers that compare by rule, most of them of more than a student sees",
     "sweep": "response curves",
 }
 _CLAIMS = {
@@ -143,7 +143,9 @@ def throughput(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     No ratios: runs share their cores with whatever else runs, so a fair one comes from benchmarks.training_throughput.
     """
-    rows, keys = [], ("seconds", "pairs_per_second", "parameters", "guidance_explained", "rationale_tokens_read")
+    rows: list[dict[str, Any]] = []
+    keys: tuple[str, ...] = ("seconds", "pairs_per_second", "parameters")
+    keys += ("guidance_explained", "guidance_reachable", "rationale_tokens_read")
     for system in results["systems"]:
         runs = [r for r in results["runs"] if r["system"] == system["name"] and r["state"] == "done"]
         means = {key: _mean([r[key] for r in runs]) for key in keys}

@@ -19,7 +19,7 @@ from training.runs import Run, log
 from training.student.batches import TrainingSet
 from training.student.ced_kd import RationaleDecoder, RationaleTokens
 from training.student.crsd import CrsdTerm, SecondView
-from training.student.guidance import CotInputs, GuidanceTerm, guidance_targets, mean_square, reduced_by_pca
+from training.student.guidance import CotInputs, GuidanceTerm, guidance_targets, mean_square, reachable, reduced_by_pca
 from training.student.guided_pairs import guided_pairs
 from training.student.mkd import EvidenceTags, MkdTerm
 from training.student.model import Student
@@ -100,7 +100,8 @@ def guidance_terms(run: Run, student: Student, data: TrainingSet, seed: int) -> 
     if recipe.guidance_weight == 0 or recipe.extractor.kind == "none":
         return ExtraTerms()
     store = _targets(run, student, data, seed)
-    run.note("student", guidance_of_nothing=round(mean_square(store), 6))
+    of_one_latent = 1.0 if recipe.extractor.slots else reachable(store)
+    run.note("student", guidance_of_nothing=round(mean_square(store), 6), guidance_reachable=round(of_one_latent, 4))
     term = GuidanceTerm(student, recipe.guidance_weight, recipe.guidance, store.width)
     return ExtraTerms((term,), (CotInputs(data.pairs, store),))
 
