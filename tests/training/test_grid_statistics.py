@@ -151,8 +151,10 @@ def test_without_noise_of_queries_the_test_is_the_paired_t_test_of_the_seeds():
     assert found.p == pytest.approx(expected.pvalue, rel=0.1)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.002)
     reach = stats.t.ppf(0.975, found.df) + stats.t.ppf(0.8, found.df)
-    assert found.detectable == pytest.approx(reach * found.error)
-    assert found.detectable > 1.2 * statistics.POWER_Z * found.error
+    assert found.detectable() == pytest.approx(reach * found.error)
+    assert found.detectable() > 1.2 * statistics.POWER_Z * found.error
+    strict = stats.t.ppf(1 - 0.025 / 5, found.df) + stats.t.ppf(0.8, found.df)
+    assert found.detectable(0.05 / 5) == pytest.approx(strict * found.error)
 
 
 def test_degrees_of_freedom_go_from_those_of_the_seeds_to_those_of_the_queries():
@@ -191,7 +193,7 @@ def test_a_difference_uses_the_seeds_that_both_sides_finished():
     untrained = sample_of(value_SQ[1:] / 2, count_DQ, seeds=(0,), constant=True)
     one = statistics.difference(ours, late, "m", 0)
     assert (one.value, one.seeds) == (1.0, 1)
-    assert np.isnan([one.sd, one.df, one.low, one.high, one.p, one.detectable]).all()
+    assert np.isnan([one.sd, one.df, one.low, one.high, one.p, one.detectable()]).all()
     both = statistics.difference(ours, untrained, "m", 0)
     assert (both.value, both.seeds) == (0.0, 2)
     assert statistics.difference(ours, sample_of(value_SQ[:1], count_DQ, seeds=(7,)), "m", 0) is None
@@ -268,7 +270,7 @@ def test_a_true_difference_of_the_detectable_size_is_found_four_times_in_five():
     sides = [sample_of(size + rng.normal(0, 0.4, (1, n)), count_DQ, constant=True) for _ in range(400)]
     tries = [statistics.difference(side, zero, "m", 0) for side in sides]
     assert 0.73 <= np.mean([found.p < 0.05 for found in tries]) <= 0.87
-    assert np.mean([found.detectable for found in tries]) == pytest.approx(size, rel=0.05)
+    assert np.mean([found.detectable() for found in tries]) == pytest.approx(size, rel=0.05)
 
 
 def test_the_median_seed_is_the_lower_of_two_middle_ones():

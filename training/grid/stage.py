@@ -21,7 +21,16 @@ from relevance.errors import RecipeError, RunError
 from training.grid.archive import load_results, save_results
 from training.grid.equal_budget import Allowance, check_budget, choose_tuned
 from training.grid.jobs import Job, run_jobs
-from training.grid.systems import LSA, PROGRAMMATIC, SYSTEMS, System, check_common, overridden, systems_of
+from training.grid.systems import (
+    LSA,
+    PAPER_SCHEDULE,
+    PROGRAMMATIC,
+    SYSTEMS,
+    System,
+    check_common,
+    overridden,
+    systems_of,
+)
 from training.leakage import check_embeddings, check_rationales, told_of_data
 from training.recipe import RECIPES, Recipe
 from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
@@ -38,10 +47,7 @@ ALLOWANCES = {
         "max_pair_tokens": "room for the hidden fields",
     },
     **{
-        name: {
-            "student.fit.epochs": "the paper's own schedule, beside the tuned one",
-            "student.fit.batch_size": "the paper's own schedule, beside the tuned one",
-        }
+        name: dict.fromkeys(PAPER_SCHEDULE, "the paper's own schedule, beside the tuned one")
         for name in ("bert_paper", "lrkd_gat_paper", "lrkd_no_guidance_paper")
     },
 }

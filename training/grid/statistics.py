@@ -62,10 +62,12 @@ class Estimate:
     p: float
     seeds: int
 
-    @property
-    def detectable(self) -> float:
-        """The smallest true difference that such data would call significant in 80 of 100 tries."""
-        return float(stats.t.ppf(0.975, self.df) + stats.t.ppf(0.8, self.df)) * self.error
+    def detectable(self, level: float = 0.05) -> float:
+        """Give the smallest true difference that such data would call significant in 80 of 100 tries.
+
+        Args: level: of the two-sided test; in a family of m, Holm's first step has 0.05 / m.
+        """
+        return float(stats.t.ppf(1 - level / 2, self.df) + stats.t.ppf(0.8, self.df)) * self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def draw_auc(positive_N: Bools, score_N: Floats, query_N: Ints, count_DQ: Counts
 def estimate(sample: Sample, name: str, seed: int) -> Estimate:
     """Give a system's mean over seeds with its interval; `seed` is that of the draws."""
     constant, queries = sample.constant, sample.queries[name]
-    return _estimate(sample.value[name], sample.drawn[name], seed, constant=constant, queries=queries)
+    return estimate_drawn(sample.value[name], sample.drawn[name], seed, constant=constant, queries=queries)
 
 
 def difference(ours: Sample, theirs: Sample, name: str, seed: int) -> Estimate | None:
@@ -199,7 +201,22 @@ def difference(ours: Sample, theirs: Sample, name: str, seed: int) -> Estimate |
         return None
     (value_S, other_S), (drawn_DS, other_DS) = aligned
     constant, queries = ours.constant and theirs.constant, min(ours.queries[name], theirs.queries[name])
-    return _estimate(value_S - other_S, drawn_DS - other_DS, seed, constant=constant, queries=queries)
+    return estimate_drawn(value_S - other_S, drawn_DS - other_DS, seed, constant=constant, queries=queries)
+
+
+def estimate_drawn(value_S: Floats, drawn_DS: Floats, seed: int, *, constant: bool, queries: int) -> Estimate:
+    """Give a mean over seeds with its interval, of figures and their values on each draw of queries.
+
+    Args: seed: of the draws of seeds; constant: the one run stands for every seed; queries: how many were drawn from.
+    """
+    mean_D = (drawn_DS * seed_weights(len(value_S), len(drawn_DS), seed)).sum(axis=1)
+    known_D = mean_D[~np.isnan(mean_D)]
+    value = float(value_S.mean())
+    sd = float(value_S.std(ddof=1)) if len(value_S) > 1 else _NOT_KNOWN
+    error = float(known_D.std(ddof=1)) if len(known_D) > 1 else _NOT_KNOWN
+    df = _degrees_of_freedom(value_S, error, constant=constant, queries=queries)
+    reach = float(stats.t.ppf(0.975, df)) * error
+    return Estimate(value, value - reach, value + reach, sd, error, df, _two_sided(value, error, df), len(value_S))
 
 
 def gap_closed(system: Sample, base: Sample, ceiling: Sample, name: str, *, seed: int) -> Estimate | None:
@@ -298,17 +315,6 @@ def _aligned(samples: Sequence[Sample], name: str) -> tuple[list[Floats], list[F
     columns = [[column(s, seed) for seed in seeds] for s in samples]
     pairs = list(zip(samples, columns, strict=True))
     return [s.value[name][c] for s, c in pairs], [s.drawn[name][:, c] for s, c in pairs]
-
-
-def _estimate(value_S: Floats, drawn_DS: Floats, seed: int, *, constant: bool, queries: int) -> Estimate:
-    mean_D = (drawn_DS * seed_weights(len(value_S), len(drawn_DS), seed)).sum(axis=1)
-    known_D = mean_D[~np.isnan(mean_D)]
-    value = float(value_S.mean())
-    sd = float(value_S.std(ddof=1)) if len(value_S) > 1 else _NOT_KNOWN
-    error = float(known_D.std(ddof=1)) if len(known_D) > 1 else _NOT_KNOWN
-    df = _degrees_of_freedom(value_S, error, constant=constant, queries=queries)
-    reach = float(stats.t.ppf(0.975, df)) * error
-    return Estimate(value, value - reach, value + reach, sd, error, df, _two_sided(value, error, df), len(value_S))
 
 
 def _degrees_of_freedom(value_S: Floats, error: float, *, constant: bool, queries: int) -> float:

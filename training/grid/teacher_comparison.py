@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from relevance.errors import InputError, RunError
 from relevance.labels import LabelScheme
 from training.grid import statistics
-from training.grid.comparisons import NOT_RUN, figure, verdict
+from training.grid.comparisons import LEVEL, NOT_RUN, figure, verdict
 from training.grid.results import SYNTHETIC
 from training.grid.slices import Slice, commonest_class, slices_of
 from training.grid.statistics import Sample
@@ -254,10 +254,11 @@ def _differences(pairs: Sequence[tuple[str, str]], samples: Mapping[str, Sample]
             found[ours, theirs] = {one: gap for one, gap in each.items() if gap is not None}
     tested = {pair: own[PRIMARY].p for pair, own in found.items() if own and not math.isnan(own[PRIMARY].p)}
     adjusted = dict(zip(tested, holm([*tested.values(), *[1.0] * (len(pairs) - len(tested))]), strict=False))
+    level = LEVEL / max(1, len(pairs))
     rows = []
     for pair in pairs:
         own, p_holm = found.get(pair), adjusted.get(pair)
-        outcome = verdict(own[PRIMARY], p_holm) if own else NOT_RUN
-        figures = {one: figure(gap) for one, gap in (own or {}).items()}
+        outcome = verdict(own[PRIMARY], p_holm, level) if own else NOT_RUN
+        figures = {one: figure(gap, level if one == PRIMARY else LEVEL) for one, gap in (own or {}).items()}
         rows.append({"ours": pair[0], "theirs": pair[1], "figures": figures, "p_holm": p_holm, "verdict": outcome})
     return rows

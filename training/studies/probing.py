@@ -31,7 +31,7 @@ from relevance.errors import RunError
 from relevance.pairs import LabelledPair
 from training.evaluate import TEST_READS
 from training.grid.fits import FITS
-from training.grid.statistics import draw_queries, seed_weights
+from training.grid.statistics import draw_queries, estimate_drawn
 from training.multiplicity import holm
 from training.runs import DONE, Run, commit, hash_file, log
 from training.student.model import WEIGHTS, load_student
@@ -100,16 +100,37 @@ class ProbingSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Probes of one representation for one keyword, mean over seeds.
+    """Probes of one representation for one keyword.
 
-    Args: drawn_D: with queries drawn, and seeds where there are several; control: F1 on labels without meaning, or nan.
+    Args: f1_S, drawn_DS: of each seed, and of it with queries drawn; f1_J, auc: means over seeds; control: F1 on labels
+        without meaning, or nan.
     """
 
-    f1: float
+    f1_S: NDArray[np.float64]
     f1_J: NDArray[np.float64]
     auc: float
-    drawn_D: NDArray[np.float64]
+    drawn_DS: NDArray[np.float64]
     control: float
+
+    @property
+    def f1(self) -> float:
+        """Mean over seeds."""
+        return float(self.f1_S.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """How intervals are made: as the grid's, from draws of queries and of seeds; of one seed, of that student alone."""
+
+    seed: int
+    queries: int
+
+    def difference(self, measured: Sequence[Mapping[str, _Measured]], name: str, other: str) -> dict[str, float]:
+        """Give the difference in F1, mean over keywords and seeds, with its 95 % interval."""
+        f1_S = np.mean([own[name].f1_S - own[other].f1_S for own in measured], axis=0)
+        drawn_DS = np.mean([own[name].drawn_DS - own[other].drawn_DS for own in measured], axis=0)
+        found = estimate_drawn(f1_S, drawn_DS, self.seed, constant=len(f1_S) == 1, queries=self.queries)
+        return {"value": found.value, "low": found.low, "high": found.high}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +138,13 @@ class _ProbeInputs:
     """What the probes for all keywords share.
 
     Args: states: of each seed, by the names of `REPRESENTATIONS`; place_N: number of each pair's query; types_N: a word
-        type of it; drawn_DQ, weight_DS: draws of queries and of seeds; seed: of the control task.
+        type of it; drawn_DQ: draws of queries; seed: of the control task.
     """
 
     states: Sequence[Mapping[str, NDArray[np.float32]]]
     place_N: NDArray[np.int64]
     types_N: NDArray[np.str_]
     drawn_DQ: NDArray[np.float64]
-    weight_DS: NDArray[np.float64]
     seed: int
 
 
@@ -182,10 +202,10 @@ def grid_fits(run: Run, fit: str | None = None) -> list[ProbedFit]:
 def study_probing(run: Run, fits: Sequence[ProbedFit], settings: ProbingSettings | None = None) -> dict[str, Any]:
     """Probe every representation for every keyword and compare the latent with each of the others.
 
-    F1 is of pooled out-of-fold answers; its intervals draw whole queries and, apart from that, seeds where there are
-    several, as the grid's do, and keep the fitted probes. The p-values are Nadeau and Bengio's corrected t-test over
-    the folds of the mean over seeds, so they speak of these students, corrected by Holm over all keywords and
-    comparisons at once.
+    F1 is of pooled out-of-fold answers; its intervals are t intervals from draws of whole queries and, apart from that,
+    of seeds where there are several, as the grid's are, and keep the fitted probes; untrained extractor and random
+    projection are drawn anew for each seed. The p-values are Nadeau and Bengio's corrected t-test over the folds of the
+    mean over seeds, so they speak of these students, corrected by Holm over all keywords and comparisons at once.
 
     Args: fits: one a seed; figures are means over them; settings: None for the defaults.
     Returns: plain data: settings, keywords, representations and comparisons.
@@ -234,13 +254,12 @@ def compare(
     drawn_DQ = draw_queries(len(queries), settings.draws, seed).astype(np.float64)
     memory = Memory(settings.kept, verbose=0)
     probed = memory.cache(_probed, ignore=["inputs"])
-    weight_DS = seed_weights(len(states), settings.draws, seed)
-    inputs = _ProbeInputs(states, place_N, types_N, drawn_DQ, weight_DS, seed)
+    inputs = _ProbeInputs(states, place_N, types_N, drawn_DQ, seed)
     code = [hash_file(Path(str(module.__file__))) for module in _COMPUTES]
     tasks = (delayed(probed)(number, code, keyword, inputs) for number, keyword in enumerate(keywords))
     found = Parallel(n_jobs=settings.jobs, return_as="generator")(tasks)
     measured = list(tqdm(found, total=len(keywords), unit="keyword", desc="probing"))
-    return _summary(keywords, measured, settings.level)
+    return _summary(keywords, measured, settings.level, _Spread(seed, len(queries)))
 
 
 def _probed(number: int, code: Sequence[str], keyword: Keyword, inputs: _ProbeInputs) -> dict[str, _Measured]:
@@ -251,15 +270,7 @@ def _probed(number: int, code: Sequence[str], keyword: Keyword, inputs: _ProbeIn
     rng = np.random.default_rng([inputs.seed, number])
     control_M = control_labels(inputs.types_N[keyword.row_M], float(keyword.present_M.mean()), rng)
     return {
-        name: _measure(
-            [own[name] for own in inputs.states],
-            keyword,
-            control_M,
-            query_M=inputs.place_N[keyword.row_M],
-            drawn_DQ=inputs.drawn_DQ,
-            weight_DS=inputs.weight_DS,
-        )
-        for name in REPRESENTATIONS
+        name: _measure([own[name] for own in inputs.states], keyword, control_M, inputs) for name in REPRESENTATIONS
     }
 
 
@@ -272,7 +283,8 @@ def representations(run: Run, fit: ProbedFit, labelled: Sequence[LabelledPair]) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, tokenizer = load_student(fit.ours)
     own = collect_states(student.to(device), tokenizer, pairs)
-    untrained = collect_states(with_fresh_extractor(student, run.recipe.seed), tokenizer, pairs)
+    drawn = run.recipe.seed + fit.seed
+    untrained = collect_states(with_fresh_extractor(student, drawn), tokenizer, pairs)
     plain, plain_tokenizer = load_student(fit.plain)
     shuffled, shuffled_tokenizer = load_student(fit.shuffled)
     plain_cls_ND = collect_states(plain.to(device), plain_tokenizer, pairs).cls_ND
@@ -284,7 +296,7 @@ def representations(run: Run, fit: ProbedFit, labelled: Sequence[LabelledPair]) 
         LATENT: own.latent_NR,
         "cls": own.cls_ND,
         "mean": own.mean_ND,
-        "projection": random_projection(own.mean_ND, own.latent_NR.shape[1], run.recipe.seed),
+        "projection": random_projection(own.mean_ND, own.latent_NR.shape[1], drawn),
         "untrained": untrained.latent_NR,
         "shuffled": shuffled_NR,
         "plain_cls": plain_cls_ND,
@@ -297,27 +309,26 @@ def _measure(
     states: Sequence[NDArray[np.float32]],
     keyword: Keyword,
     control_M: NDArray[np.bool_],
-    *,
-    query_M: NDArray[np.int64],
-    drawn_DQ: NDArray[np.float64],
-    weight_DS: NDArray[np.float64],
+    inputs: _ProbeInputs,
 ) -> _Measured:
-    present_M, folds = keyword.present_M, keyword.folds
+    present_M, folds, query_M = keyword.present_M, keyword.folds, inputs.place_N[keyword.row_M]
     probes = [probe(state[keyword.row_M], present_M, folds) for state in states]
     controls: list[float] = []
     if trainable(control_M, folds):
         controls = [f1(probe(state[keyword.row_M], control_M, folds).answer_M, control_M) for state in states]
-    drawn_DS = np.stack([drawn_f1(p.answer_M, present_M, query_M, drawn_DQ) for p in probes], axis=1)
+    drawn_DS = np.stack([drawn_f1(p.answer_M, present_M, query_M, inputs.drawn_DQ) for p in probes], axis=1)
     return _Measured(
-        _mean([f1(p.answer_M, present_M) for p in probes]),
+        np.array([f1(p.answer_M, present_M) for p in probes]),
         np.mean([p.f1_J for p in probes], axis=0),
         _mean([probe_auc(p, present_M, folds) for p in probes]),
-        (drawn_DS * weight_DS).sum(axis=1),
+        drawn_DS,
         _mean(controls),
     )
 
 
-def _summary(keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measured]], level: float) -> dict[str, Any]:
+def _summary(
+    keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measured]], level: float, spread: _Spread
+) -> dict[str, Any]:
     others = [name for name in REPRESENTATIONS if name != LATENT]
     ratio = 1 / (len(keywords[0].folds) - 1)
     p_values = {
@@ -338,7 +349,7 @@ def _summary(keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measu
                 "control_f1": {name: m.control for name, m in own.items()},
                 "latent_minus": {
                     name: {
-                        **_interval(own[LATENT].f1 - own[name].f1, own[LATENT].drawn_D - own[name].drawn_D),
+                        **spread.difference([own], LATENT, name),
                         "p": p_values[row, name],
                         "p_holm": adjusted[row, name],
                     }
@@ -352,13 +363,13 @@ def _summary(keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measu
                 "f1": _mean([own[name].f1 for own in measured]),
                 "auc": _mean([own[name].auc for own in measured]),
                 "selectivity": _mean([own[name].f1 - own[name].control for own in measured]),
-                "over_label": _mean_difference(measured, name, LABEL),
+                "over_label": spread.difference(measured, name, LABEL),
             }
             for name in REPRESENTATIONS
         },
         "comparisons": {
             name: {
-                "latent_minus": _mean_difference(measured, LATENT, name),
+                "latent_minus": spread.difference(measured, LATENT, name),
                 "ahead": sum(_decided(own, adjusted[row, name], name, level) > 0 for row, own in enumerate(measured)),
                 "behind": sum(_decided(own, adjusted[row, name], name, level) < 0 for row, own in enumerate(measured)),
             }
@@ -370,16 +381,6 @@ def _summary(keywords: Sequence[Keyword], measured: Sequence[Mapping[str, _Measu
 def _decided(own: Mapping[str, _Measured], p_holm: float, name: str, level: float) -> int:
     """Give the sign of latent minus another where Holm's test decides, else 0."""
     return int(np.sign((own[LATENT].f1_J - own[name].f1_J).mean())) if p_holm < level else 0
-
-
-def _mean_difference(measured: Sequence[Mapping[str, _Measured]], name: str, other: str) -> dict[str, float]:
-    drawn_D = np.mean([own[name].drawn_D - own[other].drawn_D for own in measured], axis=0)
-    return _interval(_mean([own[name].f1 - own[other].f1 for own in measured]), drawn_D)
-
-
-def _interval(value: float, drawn_D: NDArray[np.float64]) -> dict[str, float]:
-    low, high = np.quantile(drawn_D, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def _mean(values: Sequence[float]) -> float:
