@@ -11,7 +11,7 @@ from relevance.labels import ESCI
 from relevance.pairs import Item, LabelledPair, Pair, Query
 from training.soft_labels import SoftLabels, read_soft_labels, write_soft_labels
 from training.teacher.annotate import CrossFittedTeacher, sample_pairs
-from training.teacher.features import FEATURES, TAUGHT, PairFeatures, TokenEncoder
+from training.teacher.features import FEATURES, OF_TITLE, TAUGHT, PairFeatures, TokenEncoder
 
 TITLES = ("copper kettle", "copper kettle lid", "steel kettle 2 l", "garden hose", "paper lantern", "wool blanket")
 
@@ -43,6 +43,17 @@ def test_features_see_words_brand_numbers_and_meaning(features):
     assert column["numbers"] == [1.0, 0.0]
     assert not math.isnan(column["bullets_cosine"][0])
     assert math.isnan(column["bullets_cosine"][1])
+
+
+def test_the_features_of_a_title_see_no_hidden_field(features):
+    """Whatever stands in brand, colour, bullets, description and category; the others do see it."""
+    hidden = {"bullets": "copper 2 l", "description": "norda copper kettle 2 l", "category": "kettle"}
+    query, bare = Query("norda copper kettle 2 l"), Item("steel kettle 1 l")
+    full = Item("steel kettle 1 l", brand="Norda", color="copper", attributes=hidden)
+    rows = features.of([Pair(query, bare), Pair(query, full)])
+    same = (rows[0] == rows[1]) | np.isnan(rows).all(axis=0)
+
+    assert {name for name, alike in zip(FEATURES, same, strict=True) if alike} == set(OF_TITLE)
 
 
 def test_negations_are_noticed(features):

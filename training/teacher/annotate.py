@@ -27,11 +27,11 @@ from relevance.pairs import Item, LabelledPair, Pair, Query, parquet_rows, read_
 from training.marketplace.facts import INTENTS, TRUTH
 from training.model_source import resolve_model
 from training.predictions import Predictions, predictions_of, write_predictions
-from training.recipe import SPLITS, AnnotateRecipe, Split
+from training.recipe import SPLITS, AnnotateRecipe
 from training.runs import Run, hash_file, log, stage_arguments
 from training.soft_labels import FILE, SoftLabels, write_soft_labels
-from training.teacher.facts import annotate_by_facts
-from training.teacher.features import FEATURES, TAUGHT, PairFeatures, TokenEncoder
+from training.teacher.facts import TITLE_READER, annotate_by_facts
+from training.teacher.features import FEATURES, OF_TITLE, TAUGHT, PairFeatures, TokenEncoder
 from training.teacher.policy_annotate import annotate_by_policy
 from training.words import normalise_query, query_unit
 
@@ -65,16 +65,17 @@ def main(argv: list[str]) -> int:
         elif folder is not None:
             soft, teacher = annotate(run, data)
             write_soft_labels(folder / FILE, soft)
-            for split, predictions in teacher.items():
-                write_predictions(folder / f"predictions.{split}.parquet", predictions)
+            for name, predictions in teacher.items():
+                write_predictions(folder / f"{name}.parquet", predictions)
             log.info("annotate: %d pairs", len(soft.pairs))
     return 0
 
 
-def annotate(run: Run, data: Path) -> tuple[SoftLabels, dict[Split, Predictions]]:
+def annotate(run: Run, data: Path) -> tuple[SoftLabels, dict[str, Predictions]]:
     """Give soft labels of sampled pairs without labels, then of the labelled training pairs (out of fold).
 
-    Returns: them, and the teacher's own predictions of every other split, the ceiling of what learns from it.
+    Returns: them, and predictions of every other split by file: the teacher's own, the ceiling of what learns from it,
+        and those of the same ensemble on the features of query and title alone.
     """
     recipe, scheme = run.recipe.annotate, run.recipe.label_scheme
     labelled = read_labelled_pairs(data / "pairs.train.parquet", scheme)
@@ -97,11 +98,19 @@ def annotate(run: Run, data: Path) -> tuple[SoftLabels, dict[Split, Predictions]
     chosen = [FEATURES.index(name) for name in TAUGHT]
     mean_F, deviation_F = np.nanmean(labelled_NF, axis=0), np.nanstd(labelled_NF, axis=0)
     all_NF = np.clip((np.concatenate([sampled_NF, labelled_NF]) - mean_F) / np.maximum(deviation_F, 1e-6), -4, 4)
+    of_title = [FEATURES.index(name) for name in OF_TITLE]
+    title_NF = labelled_NF[:, of_title]
+    title_reader = CrossFittedTeacher(scheme, labelled, title_NF, folds=recipe.folds, seed=run.recipe.seed)
     predictions = {}
     for split, pairs in others.items():
         if pairs:
-            logits_NK = np.log(np.maximum(teacher.probabilities(features.of([p.pair for p in pairs])), _FLOOR))
-            predictions[split] = predictions_of(pairs, logits_NK, scheme)
+            own_NF = features.of([p.pair for p in pairs])
+            for name, reader, read_NF in (
+                ("predictions", teacher, own_NF),
+                (TITLE_READER, title_reader, own_NF[:, of_title]),
+            ):
+                logits_NK = np.log(np.maximum(reader.probabilities(read_NF), _FLOOR))
+                predictions[f"{name}.{split}"] = predictions_of(pairs, logits_NK, scheme)
     soft = SoftLabels(
         [pair for pair, _ in sampled] + [p.pair for p in labelled],
         np.concatenate([sampled_NK, teacher.out_of_fold_NK]).astype(np.float32),

@@ -37,6 +37,8 @@ from training.words import query_unit
 
 SCORED: tuple[Split, ...] = ("dev", "cal", "test")
 ORACLE = "oracle"
+TITLE_READER = "title_reader"
+"""The same classifier on what titles tell: how far one comes who sees no more than the student and reads perfectly."""
 _SMALLEST = 1e-6
 """Probability below which a logit falls no further."""
 
@@ -111,10 +113,11 @@ def page_features(matches: PageMatches, perspective: Perspective | None = None) 
 
 
 def annotate_by_facts(data: Path, folder: Path, scheme: LabelScheme, *, folds: int, seed: int) -> None:
-    """Write the teacher's soft labels of the train pairs, and its and the oracle's predictions of the other splits.
+    """Write the teacher's soft labels of the train pairs, and predictions of the other splits: its own, and ceilings.
 
     Files: `soft_labels.parquet` of all perspectives, `soft_labels.PERSPECTIVE.parquet`, `predictions.SPLIT.parquet`,
-    `oracle.SPLIT.parquet`. Soft labels are out of fold, so no pair is annotated by a model that saw its label.
+    `oracle.SPLIT.parquet`, `title_reader.SPLIT.parquet`. Soft labels are out of fold, so no pair is annotated by a
+    model that saw its label.
 
     Args: data: the data stage's folder; folder: to write to.
     Raises: InputError: if the data stage's source was not the marketplace.
@@ -141,9 +144,15 @@ def annotate_by_facts(data: Path, folder: Path, scheme: LabelScheme, *, folds: i
         """Give the features of the true comparisons."""
         return match_features([truth[p.pair.pair_id][1] for p in labelled])
 
-    oracle = FactsClassifier(train, true_features(train), scheme, folds=folds, seed=seed)
-    for split, labelled in others.items():
-        _write(folder / f"{ORACLE}.{split}.parquet", labelled, oracle.probabilities(true_features(labelled)), scheme)
+    def title_features(labelled: Sequence[LabelledPair]) -> NDArray[np.float32]:
+        """Give the features of titles alone."""
+        return match_features(page_matches([p.pair for p in labelled], intents)[1])
+
+    for name, features_of in ((ORACLE, true_features), (TITLE_READER, title_features)):
+        ceiling = FactsClassifier(train, features_of(train), scheme, folds=folds, seed=seed)
+        for split, labelled in others.items():
+            found_NK = ceiling.probabilities(features_of(labelled))
+            _write(folder / f"{name}.{split}.parquet", labelled, found_NK, scheme)
 
 
 def _write(

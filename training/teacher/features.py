@@ -35,6 +35,12 @@ TAUGHT = (
     "full_idf_coverage", "category_cosine",
 )  # fmt: skip
 """The features that the student's training-only regression learns to give."""
+OF_TITLE = tuple(
+    name
+    for name in FEATURES
+    if not name.startswith("full_") and name not in {"bullets_cosine", "category_cosine", "brand", "color"}
+)
+"""The features of query and title alone."""
 _STOP = frozenset(["a", "an", "the", "for", "of", "and", "in", "on", "to", "with", "by", "or", "de", "para", "con"])
 _NEGATIONS = frozenset(["without", "no", "not", "non", "free", "except", "sin"])
 _NUMBER = re.compile(r"\d+")
