@@ -64,6 +64,21 @@ class SamplingRecipe(Section):
     extensions: bool = True
 
 
+ASIDE = {
+    "base_url",
+    "key_variable",
+    "concurrency",
+    "retries",
+    "timeout_s",
+    "prompt_price",
+    "completion_price",
+    "batch_size",
+    "policy_model",
+}
+"""Settings of sampling that change no answer, but for the rounding of another batch size; the policy that a server
+knows by a name is told by its own hash."""
+
+
 class DecoderRecipe(Section):
     """A small Qwen3-shaped decoder made from scratch (`teacher.base = "scratch"`), with a tokenizer of its own.
 

@@ -22,7 +22,7 @@ def save_constant_policy(folder, run, pairs, text, *, steps=40):
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
     for step in range(steps):
         row = encoded[step % len(encoded)].features()
-        loss = model(**{name: torch.tensor([values]) for name, values in row.items()}).loss
+        loss = model(**{name: torch.from_numpy(values).long()[None] for name, values in row.items()}).loss
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

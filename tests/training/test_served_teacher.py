@@ -109,6 +109,18 @@ def test_a_policy_that_was_trained_again_under_the_same_name_is_asked_anew(tmp_p
     assert [(row["requests"], row["stored"]) for row in ledger if "requests" in row] == [(5, 0), (5, 0)]
 
 
+def test_a_finished_stage_is_kept_when_the_servers_name_for_the_policy_is_left_out(tmp_path, labelled, server):
+    """The policy is told by its weights: without its name on the server nothing is asked, and nothing is emptied."""
+    run = served_run(tmp_path, labelled, server)
+    annotate_by_policy(run)
+    first = (run.path / "annotate" / LABELS).read_text()
+    server.models.clear()
+    annotate_by_policy(served_run(tmp_path, labelled, server, policy_model=None))
+
+    assert (run.path / "annotate" / LABELS).read_text() == first
+    assert not server.models
+
+
 @pytest.mark.parametrize(("name", "found"), [(None, "found none"), ("m", "found 'm', which is the base model's")])
 def test_a_server_is_never_asked_for_the_base_in_place_of_the_policy(tmp_path, labelled, server, name, found):
     """Without a name of its own for the policy nothing is asked."""

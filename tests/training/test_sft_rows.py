@@ -1,5 +1,6 @@
 """Rows of fine-tuning: whose prompt, whose answer, which tokens, and which of them have a loss."""
 
+import numpy as np
 import pytest
 from sft_runs import start
 
@@ -85,7 +86,7 @@ def test_rows_are_in_tokens_what_trl_makes_of_the_conversation(earlier, tmp_path
     )
     encoded = encode_rows(rows, policy.tokenizer, thinking=thinking, max_tokens=256)
 
-    assert [row.features() for row in encoded] == [
+    assert [{name: ids.tolist() for name, ids in row.features().items()} for row in encoded] == [
         {name: given[name] for name in ("input_ids", "labels")} for given in trainer.train_dataset
     ]
     answer = policy.tokenizer.decode([i for i in encoded[0].features()["labels"] if i != IGNORED])
@@ -110,7 +111,7 @@ def test_a_long_plain_text_is_read_in_pieces(earlier):
 
     assert len(rows) > 1
     assert tokenizer.decode(ids) == text + tokenizer.eos_token
-    assert all(row.features()["labels"] == row.input_ids for row in rows)
+    assert all(np.array_equal(row.features()["labels"], row.input_ids) for row in rows)
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(earlier):
@@ -134,11 +135,11 @@ def test_a_query_s_rows_are_held_out_together():
 
 def test_rows_without_loss_fill_up_to_what_the_processes_share():
     """Seven rows of four at a time become eight; the added one teaches nothing."""
-    rows = [EncodedRow("a", [5, 6], 1)] * 7
+    rows = [EncodedRow("a", np.array([5, 6], dtype=np.int32), 1)] * 7
     padded = padded_rows(rows, 4, pad_id=0)
 
     assert padded[:7] == rows
-    assert [row.features() for row in padded[7:]] == [{"input_ids": [0], "labels": [IGNORED]}]
+    assert [(row.input_ids.tolist(), row.features()["labels"].tolist()) for row in padded[7:]] == [([0], [IGNORED])]
     assert padded_rows(rows, 7, pad_id=0) == rows
 
 

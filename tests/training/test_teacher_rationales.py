@@ -18,6 +18,7 @@ from training.soft_labels import FILE, read_soft_labels
 from training.teacher.folds import fold_run
 from training.teacher.parts import fold_of, split_parts
 from training.teacher.policy_annotate import LABELS, RATIONALES, REPORT, PolicyLabel, annotate_by_policy, conclude
+from training.teacher.rationale_teacher import rationale_teacher
 from training.teacher.samples import Sample
 from training.teacher.teacher_rationales import write_teacher_rationales
 
@@ -169,6 +170,19 @@ def test_a_finished_teacher_of_another_folder_writes_and_is_asked_as_it_was_trai
     absolute = run.recipe.rationales.model_copy(update={"teacher": str(tmp_path / "teachers/single_rule/seed_0")})
     write_teacher_rationales(Run(run.recipe.model_copy(update={"rationales": absolute}), tmp_path))
     assert before == (tmp_path / "rationales" / "rationales.train.jsonl").stat().st_mtime_ns
+
+
+def test_a_named_teacher_is_asked_where_this_run_says_and_how_it_was_trained(tmp_path, labelled):
+    """Its folder's recipe is that of the last command that ran there: a judgement by a server, say."""
+    run = with_named_teacher(tmp_path, labelled, f"{WORDS}\nlabel: C")
+    path = tmp_path / "teachers/single_rule/seed_0/recipe.json"
+    recipe = json.loads(path.read_text())
+    recipe["teacher"]["sampling"] |= {"kind": "openai", "model": "m", "policy_model": "old", "max_new_tokens": 77}
+    path.write_text(json.dumps(recipe))
+    found = rationale_teacher(run).recipe.teacher
+
+    assert (found.sampling.kind, found.sampling.policy_model) == (run.recipe.teacher.sampling.kind, None)
+    assert (found.sampling.max_new_tokens, found.perspectives) == (77, ("rule",))
 
 
 def test_a_named_teacher_that_is_not_there_not_the_only_one_or_of_other_pairs_is_refused(tmp_path, labelled):

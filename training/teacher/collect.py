@@ -32,6 +32,7 @@ from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples, sample_line, sample_pairs, sample_until_right, write_samples
 from training.teacher.shards import LOCAL, Ask, Shard, ask_over_ray
 from training.teacher.text_generators import answers_path, make_text_generator, noted
+from training.teacher_recipe import ASIDE
 
 SAMPLES = "samples.train.jsonl"
 REPORT = "report.json"
@@ -39,17 +40,6 @@ SHARDS = "generate_shards"
 OPTIONS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 OPTIONS.add_argument("--shard", type=Shard.parse, metavar="i/n", help="answer only the i-th of n ranges of the pairs")
 OPTIONS.add_argument("--ray", metavar=f"ADDRESS|{LOCAL}", help="spread the work over a Ray cluster")
-ASIDE = {
-    "base_url",
-    "key_variable",
-    "concurrency",
-    "retries",
-    "timeout_s",
-    "prompt_price",
-    "completion_price",
-    "batch_size",
-}
-"""Settings of sampling that change no answer, but for the rounding of another batch size."""
 MakeGenerator = Callable[[Run, Path], TextGenerator]
 
 
@@ -159,7 +149,7 @@ def answer_inputs(run: Run) -> dict[str, Any]:
     guesses = sorted(run.folder("annotate").glob(FILE.replace(".", ".*."))) if _programmatic(run) else []
     return {
         "policy": policy_identity(run),
-        "sampling": recipe.sampling.model_dump(mode="json", exclude={*ASIDE, "policy_model"}),
+        "sampling": recipe.sampling.model_dump(mode="json", exclude=ASIDE),
         "draw": recipe.generate.model_dump(mode="json", include={"samples", "resample", "max_pairs"}),
         "perspectives": recipe.perspectives,
         "reserved": recipe.preferences.reserved,

@@ -21,7 +21,6 @@ from training.evaluate import TEST_READS
 from training.predictions import write_predictions
 from training.recipe import PERSPECTIVES, Perspective, View
 from training.runs import Run, commit, hash_file, log, stage_arguments
-from training.teacher.collect import ASIDE
 from training.teacher.faithfulness import chosen_answers, early_jobs, swap_facts
 from training.teacher.forced_labels import (
     WHOLE,
@@ -42,7 +41,7 @@ from training.teacher.samples import Sample, read_samples, sample_pairs, write_s
 from training.teacher.sft_rows import asked_view
 from training.teacher.teacher_card import teacher_card
 from training.teacher.text_generators import make_text_generator, noted
-from training.teacher_recipe import TeacherRecipe
+from training.teacher_recipe import ASIDE, TeacherRecipe
 
 PolicyName = Literal["base", "sft", "dpo"]
 JudgeSplit = Literal["dev", "test"]

@@ -120,7 +120,7 @@ class OpenAiGenerator:
             "max_tokens": recipe.max_new_tokens,
         }
         if recipe.extensions:
-            # vLLM reads -1, not 0, as "no such cut"; a missing one is the same to all
+            # vLLM reads -1, not 0, as "no such cut"; for a missing one it takes its own default, see docs/teacher.md
             top_k = {"top_k": recipe.top_k} if recipe.top_k else {}
             self._parameters |= top_k | {"chat_template_kwargs": {"enable_thinking": recipe.thinking}}
         if label_at is not None:

@@ -13,13 +13,13 @@ from typing import Any
 
 from relevance.pairs import LabelledPair
 from training.runs import Run, hash_file
-from training.teacher.collect import ASIDE
 from training.teacher.forecast import tell_requests
 from training.teacher.generator import TextGenerator
 from training.teacher.policy import POLICY, policy_identity
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import sample_pairs, write_samples
 from training.teacher.text_generators import make_text_generator, noted
+from training.teacher_recipe import ASIDE
 
 FOLDER = "preference_answers"
 SAMPLES = "samples.jsonl"

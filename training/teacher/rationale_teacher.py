@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from relevance.errors import RecipeError, RunError
 from training.recipe import Recipe
 from training.runs import DONE, INPUTS, OF_A_FOLD, Run, hash_file, log
+from training.teacher_recipe import ASIDE
 
 _RECIPE = "recipe.json"
 _PAIRS = "pairs.train.parquet"
@@ -41,6 +42,9 @@ def rationale_teacher(run: Run) -> Run:
             "that one set rationales.teacher=null"
         )
     _check_pairs(run, folder)
+    # Who answers, and where, is this run's business: the folder's recipe is that of the last stage that ran there.
+    here = run.recipe.teacher.sampling.model_dump(include={*ASIDE, "kind", "model"})
+    teacher = teacher.model_copy(update={"sampling": teacher.sampling.model_copy(update=here)})
     return Run(run.recipe.model_copy(update={"teacher": teacher}), run.path, shared=folder)
 
 

@@ -305,6 +305,6 @@ class FineTuning:
         )
 
 
-def _cut(given: Iterable[list[int]], rows: Sequence[EncodedRow]) -> int:
+def _cut(given: Iterable[Sequence[int]], rows: Sequence[EncodedRow]) -> int:
     """Count the rows that the trainer holds with fewer tokens than they have."""
     return sum(len(ids) != len(row.input_ids) for ids, row in zip(given, rows, strict=False))

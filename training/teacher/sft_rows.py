@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from relevance.errors import RunError
@@ -21,6 +24,7 @@ from training.words import query_unit
 
 _HELD_OUT = "sft-eval:"
 _HELD_OUT_SHARE = 0.05
+_TEXTS_AT_ONCE = 1000
 IGNORED = -100
 """Label of a token that has no loss."""
 
@@ -53,19 +57,19 @@ class Phase:
 class EncodedRow:
     """A row in tokens.
 
-    Args: n_prompt: how many of the tokens are prompt, which has no loss.
+    Args: input_ids: int32 of shape (L,), four bytes a token, because each process of a training holds all rows;
+        n_prompt: how many of the tokens are prompt, which has no loss.
     """
 
     pair_id: str
-    input_ids: list[int]
+    input_ids: NDArray[np.int32]
     n_prompt: int
 
-    def features(self) -> dict[str, list[int]]:
+    def features(self) -> dict[str, NDArray[np.int32]]:
         """Give the columns that a trainer reads."""
-        return {
-            "input_ids": self.input_ids,
-            "labels": [IGNORED] * self.n_prompt + self.input_ids[self.n_prompt :],
-        }
+        labels = self.input_ids.copy()
+        labels[: self.n_prompt] = IGNORED
+        return {"input_ids": self.input_ids, "labels": labels}
 
 
 def asked_view(teacher: TeacherRecipe) -> View:
@@ -142,13 +146,13 @@ def encode_rows(
     texts = [row for row in rows if not row.prompt]
     chats = [row for row in rows if row.prompt]
     encoded = []
-    for ids in _ids([row.completion for row in texts], tokenizer):
-        whole = [*ids, tokenizer.eos_token_id]
+    for ids in _ids((row.completion for row in texts), tokenizer):
+        whole = np.append(ids, np.int32(tokenizer.eos_token_id))
         encoded += [EncodedRow("", whole[at : at + max_tokens], 0) for at in range(0, len(whole), max_tokens)]
-    prompts = [_rendered(row, tokenizer, thinking, whole=False) for row in chats]
-    wholes = [_rendered(row, tokenizer, thinking, whole=True) for row in chats]
-    for row, prompt, whole in zip(chats, _ids(prompts, tokenizer), _ids(wholes, tokenizer), strict=True):
-        if whole[: len(prompt)] != prompt:
+    prompts = _ids((_rendered(row, tokenizer, thinking, whole=False) for row in chats), tokenizer)
+    wholes = _ids((_rendered(row, tokenizer, thinking, whole=True) for row in chats), tokenizer)
+    for row, prompt, whole in zip(chats, prompts, wholes, strict=True):
+        if not np.array_equal(whole[: len(prompt)], prompt):
             raise RunError(
                 f"pair {row.pair_id!r}: expected the chat to start with its prompt; the chat template of the base "
                 f"model writes the prompt of an answered chat in another way"
@@ -161,7 +165,7 @@ def encode_rows(
 def padded_rows(rows: Sequence[EncodedRow], multiple: int, pad_id: int) -> list[EncodedRow]:
     """Add rows without loss up to a multiple, so that several processes each see every row once and none twice."""
     missing = -len(rows) % multiple
-    return [*rows, *([EncodedRow("", [pad_id], 1)] * missing)]
+    return [*rows, *([EncodedRow("", np.array([pad_id], dtype=np.int32), 1)] * missing)]
 
 
 def _check_lengths(rows: Sequence[EncodedRow], max_tokens: int) -> None:
@@ -183,8 +187,8 @@ def _rendered(row: SftRow, tokenizer: PreTrainedTokenizerBase, thinking: bool, *
     return text
 
 
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return ids
+def _ids(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[NDArray[np.int32]]:
+    rest = iter(texts)
+    while part := list(islice(rest, _TEXTS_AT_ONCE)):
+        found = tokenizer(part, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        yield from (np.array(ids, dtype=np.int32) for ids in found)

@@ -17,7 +17,6 @@ from relevance.pairs import Pair, read_labelled_pairs
 from training.rationale_rows import Rationale, rationale_line
 from training.recipe import Split, View
 from training.runs import Run, hash_file, log
-from training.teacher.collect import ASIDE
 from training.teacher.folds import Annotator, annotators
 from training.teacher.forecast import tell_requests
 from training.teacher.generator import TextGenerator
@@ -28,6 +27,7 @@ from training.teacher.rationale_teacher import rationale_teacher
 from training.teacher.samples import Sample, read_samples, sample_pairs, write_samples
 from training.teacher.sft_rows import asked_view
 from training.teacher.text_generators import answers_path, make_text_generator, noted
+from training.teacher_recipe import ASIDE
 from training.words import chunks
 
 STAGE = "rationales"
