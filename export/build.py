@@ -67,6 +67,7 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "int8w": 1e-3, "fp16": 2e-2, 
 """Of golden logits; TensorRT computes the unfused graph in half precision."""
 INT8_MARGIN = 0.05
 """Added to the largest difference between batchings of the int8 graph: other CPUs round and saturate differently."""
+_JUDGED = {"calibration": CALIBRATION, "policy": POLICY}
 N_RANGE_PAIRS = 256
 """Train pairs on which the activation ranges of int8 are measured."""
 
@@ -291,6 +292,11 @@ def _input_files(run: runs.Run) -> dict[str, Path]:
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         raise InputError(f"export: expected the files {missing}, found none")
+    calibrated = run.inputs_of("calibrate").get("predictions")
+    run.check_read("calibrate", {"student": (calibrated, files["predictions.cal"])})
+    if "report" in files:
+        judged = run.inputs_of("evaluate").get("files", {})
+        run.check_read("evaluate", {n: (judged.get(n), files[f]) for n, f in _JUDGED.items()})
     return files
 
 

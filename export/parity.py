@@ -151,7 +151,8 @@ def gate_graph(run: Run, gate_pairs: GatePairs, reference: Reference, judge: Jud
     Returns: a gate; `passed` says whether every bound holds. A figure that is not a number fails.
     """
     alone_NK, sorted_NK, random_NK = batchings(run, gate_pairs)
-    batch = max(_largest(sorted_NK - alone_NK), _largest(random_NK - alone_NK))
+    # np.max, because Python's max(0.0, nan) is 0.0.
+    batch = float(np.max([_largest(sorted_NK - alone_NK), _largest(random_NK - alone_NK)]))
     flips, loss, rise = _quality_bounds(gate_pairs, reference.fp32_NK, sorted_NK, judge)
     bounds = [
         (batch, MAX_BATCH_DIFFERENCE),
@@ -227,8 +228,9 @@ def output_differences(student: Student, path: Path, precision: Precision, gate_
             raise ParityError("export: expected a student with a latent beside prototypes, found one without")
         own_BR = own.latent_BR.numpy()
         distance_B = np.linalg.norm(latent_BR - own_BR, axis=1) / np.linalg.norm(own_BR, axis=1)
-        found["latent"] = max(found["latent"], float(distance_B.max()))
-        found["token_weights"] = max(found["token_weights"], _largest(weight_BL - own.token_weights_BL.numpy()))
+        weights = _largest(weight_BL - own.token_weights_BL.numpy())
+        for name, value in (("latent", float(distance_B.max())), ("token_weights", weights)):
+            found[name] = float(np.maximum(found[name], value))
     if not (found["latent"] <= MAX_LATENT_DIFFERENCE and found["token_weights"] <= MAX_WEIGHT_DIFFERENCE):
         raise ParityError(
             f"export, {precision}: expected latents within {MAX_LATENT_DIFFERENCE:g} and token weights within "

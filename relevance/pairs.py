@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +15,10 @@ from relevance.labels import LabelScheme
 
 OnBadRow = Literal["fail", "skip"]
 PAIR_COLUMNS = ("query_id", "query", "locale", "item_id", "title", "brand", "color", "text", "attributes")
+_IDS = ("query_id", "item_id")
 LABELLED_COLUMNS = (*PAIR_COLUMNS, "label", "source", "exact_only")
 _ROWS_AT_ONCE = 50_000
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +117,14 @@ def parse_pair(row: Mapping[str, Any], number: int, where: str) -> Pair:
             raise RowError(where, number, column, f"expected a text, found {type(value).__name__} {value!r:.60}")
         if required and not value.strip():
             raise RowError(where, number, column, "expected a text, found only white space")
-        return value
+        if column in _IDS and _LONE_SURROGATE.search(value):
+            raise RowError(where, number, column, f"expected whole characters, found {value!a:.60}")
+        return _whole(value)
 
     query_text, title = text("query", required=True) or "", text("title", required=True) or ""
     item_id = row.get("item_id")
+    if isinstance(item_id, str):
+        item_id = text("item_id")
     if item_id is not None and (isinstance(item_id, bool) or not isinstance(item_id, str | int)):
         raise RowError(where, number, "item_id", f"expected a text or an integer, found {item_id!r:.60}")
     query = Query(text=query_text, id=text("query_id") or query_text, locale=text("locale"))
@@ -145,7 +152,12 @@ def parse_labelled_pair(row: Mapping[str, Any], number: int, where: str, scheme:
         label = scheme.classes[scheme.index(label)]
     except LabelError as error:
         raise RowError(where, number, "label", str(error)) from error
-    return LabelledPair(pair, label, str(row.get("source") or ""), bool(row.get("exact_only") or False))
+    exact_only = row.get("exact_only")
+    if exact_only is None or exact_only != exact_only:
+        exact_only = False
+    elif not isinstance(exact_only, bool):
+        raise RowError(where, number, "exact_only", f"expected true or false, found {exact_only!r:.60}")
+    return LabelledPair(pair, label, str(row.get("source") or ""), exact_only)
 
 
 def read_pairs(path: Path, bad_rows: BadRows | None = None) -> Iterator[Pair]:
@@ -243,7 +255,12 @@ def _parse_attributes(value: object, number: int, where: str) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise RowError(where, number, "attributes", f"expected an object of texts, found {value!r:.80}")
-    return {str(k): v for k, v in value.items()}
+    return {_whole(str(k)): _whole(v) for k, v in value.items()}
+
+
+def _whole(text: str) -> str:
+    """Replace lone surrogates, halves of characters that no file can hold; the template makes blanks of both."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def plain_rows(path: Path, required: tuple[str, ...], bad_rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:

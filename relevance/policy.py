@@ -138,6 +138,13 @@ class TierPolicy(BaseModel):
         wrong = [n for n in (*self.locales, *self.aliases) if n != fold_locale(n)]
         if wrong:
             raise ValueError(f"expected lower-case locale names with '-', found {wrong}")
+        for rule in self.rules:
+            never = [n for n in rule.locales if n != POOLED and n not in self.locales]
+            if never:
+                raise ValueError(
+                    f"rule {rule.name!r}, locales: expected some of {sorted(self.locales)} or 'pooled', which are what "
+                    f"requests are resolved to, found {never}, for which the rule would never hold"
+                )
         return self
 
     @classmethod

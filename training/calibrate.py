@@ -1,14 +1,18 @@
 """Stage `calibrate`: fit the calibrator on the `cal` predictions, choose the cut points, certify the filter edge.
 
 Cut points are chosen on cross-fitted probabilities: each pair's score comes from a calibrator that saw no pair of its
-query, since a bound shown on the pairs that the calibrator was fitted on is too good (0.042 for 0.071 in a trial).
+query, since a bound shown on the pairs that the calibrator was fitted on is too good (0.042 for 0.071 in a trial). The
+pooled ones are chosen on scores of the pooled fit, as requests without a known locale get them. Pairs are of one query
+where its text is the same, whatever their ids, as in the split.
 Suffixes: N pairs, K classes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from training.policy_toml import render_policy
 from training.predictions import Predictions, read_predictions
 from training.recipe import CalibrateRecipe, Recipe
 from training.runs import hash_file, hash_json, log, stage_arguments
+from training.words import normalise_query
 
 Floats = NDArray[np.float64]
 CALIBRATION = "calibration.json"
@@ -91,16 +96,18 @@ def calibrate(recipe: Recipe, predictions: Predictions, folder: Path) -> dict[st
 
     Raises: InputError: if too few pairs are left without the Exact-only sources; RecipeError: as `choose_policy`.
     """
-    rows = predictions.rows(~predictions.exact_only)
+    rows = by_query_text(predictions.rows(~predictions.exact_only))
     if not len(rows):
         raise InputError(
             f"calibrate: expected pairs from more than Exact-only sources, found none of {len(predictions)}"
         )
     scheme, section = recipe.label_scheme, recipe.calibrate
     calibrator = fit_calibrator(section, rows, scheme)
-    held_out_NK = _cross_validated(section, rows, scheme, recipe.seed)
-    in_sample_NK = apply_calibrator(calibrator, rows.logits_NK, policy_locales(rows))
-    policy, chosen = choose_policy(recipe, rows, held_out_NK)
+    locale_N, pooled_N = policy_locales(rows, section), pooled_locales(rows)
+    fit_folds = partial(_cross_validated, section, rows, scheme, recipe.seed)
+    held_out_NK, pooled_NK = fit_folds(locale_N), fit_folds(pooled_N)
+    in_sample = [apply_calibrator(calibrator, rows.logits_NK, names_N) for names_N in (locale_N, pooled_N)]
+    policy, chosen = choose_policy(recipe, rows, held_out_NK, pooled_NK)
     n_classes = scheme.n_classes
     notes = {name: c.note for name, c in chosen.items()}
     (folder / CALIBRATION).write_text(calibrator.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -119,8 +126,8 @@ def calibrate(recipe: Recipe, predictions: Predictions, folder: Path) -> dict[st
             "after": classwise_ece(held_out_NK, rows.label),
         },
         "brier": {"before": brier(softmax(rows.logits_NK), rows.label), "after": brier(held_out_NK, rows.label)},
-        "cross_validation": f"{FOLDS} folds by query; 'after' is measured on queries the fit did not see",
-        "in_sample_edges": _edges_again(recipe, rows, in_sample_NK, policy),
+        "cross_validation": f"{FOLDS} folds by query text; 'after' is measured on queries the fit did not see",
+        "in_sample_edges": _edges_again(recipe, rows, in_sample, policy),
         "policy": {name: asdict(c) | {"cuts": c.cuts.model_dump()} for name, c in chosen.items()},
         "macro_f1": {
             "most_probable": macro_f1(rows.label, held_out_NK.argmax(axis=1), n_classes),
@@ -139,7 +146,7 @@ def fit_calibrator(section: CalibrateRecipe, rows: Predictions, scheme: LabelSch
         section.method,
         rows.logits_NK,
         rows.label,
-        locale_N=policy_locales(rows),
+        locale_N=policy_locales(rows, section),
         shrinkage=section.shrinkage,
     )
     calibrator = Calibrator(version="", n_classes=scheme.n_classes, pooled=pooled, locales=locales)
@@ -155,17 +162,35 @@ def apply_calibrator(calibrator: Calibrator, logits_NK: Floats, locale_N: NDArra
     return probabilities_NK
 
 
-def policy_locales(rows: Predictions) -> NDArray[np.str_]:
-    """Give the locale of each pair as policy and calibrator name it, "" where unknown."""
-    return np.array([fold_locale(locale) for locale in rows.locale.tolist()], dtype=np.str_)
+def policy_locales(rows: Predictions, section: CalibrateRecipe) -> NDArray[np.str_]:
+    """Give the locale of each pair as policy and calibrator name it, an alias by its target, "" where unknown."""
+    aliases = _folded_aliases(section)
+    folded = [fold_locale(locale) for locale in rows.locale.tolist()]
+    return np.array([aliases.get(locale, locale) for locale in folded], dtype=np.str_)
+
+
+def pooled_locales(rows: Predictions) -> NDArray[np.str_]:
+    """Give `pooled` for each pair: what a request without a known locale is resolved to."""
+    return np.full(len(rows), POOLED)
+
+
+def by_query_text(rows: Predictions) -> Predictions:
+    """Give rows whose query id is the query's text, as splits are by text: ids may be of sessions."""
+    texts = [normalise_query(query) for query in rows.query.tolist()]
+    return replace(rows, query_id=np.array(texts, dtype=np.str_))
+
+
+def _folded_aliases(section: CalibrateRecipe) -> dict[str, str]:
+    return {fold_locale(alias): fold_locale(target) for alias, target in section.aliases.items()}
 
 
 def choose_policy(
-    recipe: Recipe, rows: Predictions, probabilities_NK: Floats
+    recipe: Recipe, rows: Predictions, probabilities_NK: Floats, pooled_NK: Floats
 ) -> tuple[TierPolicy, dict[str, ChosenLocale]]:
     """Choose the cut points of each locale on calibrated `cal` rows.
 
-    Args: probabilities_NK: of a calibrator that did not see the pair.
+    Args: probabilities_NK: each pair by its own locale's fit, pooled_NK: by the pooled one; both of calibrators that
+        did not see the pair.
     Returns: the policy, and how each locale's cuts came about, `pooled` first.
     Raises: RecipeError: if a rule is malformed, or pairs above the certified edge 1|2 are to be filtered.
     """
@@ -175,16 +200,17 @@ def choose_policy(
             f"calibrate.filter_tier: expected at most {cut_points.EDGE_TIER}, since the edge 1|2 is the certified one; "
             f"found {section.filter_tier}"
         )
-    cal_rows, locale_N = cal_rows_of(recipe, rows, probabilities_NK), policy_locales(rows)
+    locale_N = policy_locales(rows, section)
+    cal_rows = cal_rows_of(recipe, rows, probabilities_NK, locale_N)
     rule = FalseFilterRule(section.epsilon, section.confidence, recipe.seed)
-    chosen = {POOLED: _own_cuts(section, cal_rows, rule)}
+    chosen = {POOLED: _own_cuts(section, cal_rows_of(recipe, rows, pooled_NK, pooled_locales(rows)), rule)}
     for locale in sorted(set(locale_N.tolist()) - {""}):
         own = cal_rows.rows(locale_N == locale)
         if own.n_exact_queries >= section.min_exact_queries:
             chosen[locale] = _own_cuts(section, own, rule)
         else:
             chosen[locale] = _pooled_cuts(chosen[POOLED], own, rule)
-    aliases = {fold_locale(alias): fold_locale(target) for alias, target in section.aliases.items()}
+    aliases = _folded_aliases(section)
     unknown = sorted(alias for alias, target in aliases.items() if target not in chosen)
     if unknown:
         log.warning("calibrate: no pairs of the locales that %s stand for; these aliases are left out", unknown)
@@ -214,19 +240,22 @@ def balanced_label_weights(rows: Predictions, probabilities_NK: Floats, scheme: 
     return {code: round(float(weight), 4) for code, weight in zip(scheme.classes, best, strict=True)}
 
 
-def cal_rows_of(recipe: Recipe, rows: Predictions, probabilities_NK: Floats) -> CalRows:
+def cal_rows_of(recipe: Recipe, rows: Predictions, probabilities_NK: Floats, locale_N: NDArray[np.str_]) -> CalRows:
     """Give what the choice of cut points reads of each pair.
 
-    Raises: RecipeError: if a business rule is malformed.
+    Args: locale_N: policy locale of each pair, for business rules.
+    Raises: RecipeError: if a business rule is malformed, or is for a locale that no pair has.
     """
     scheme = recipe.label_scheme
-    probe = _policy("probe", {"pooled": _open_cuts(), "rules": recipe.calibrate.rules}, scheme)
+    known = sorted(set(policy_locales(rows, recipe.calibrate).tolist()) - {""})
+    content = {"pooled": _open_cuts(), "locales": dict.fromkeys(known, _open_cuts()), "rules": recipe.calibrate.rules}
+    probe = _policy("probe", content, scheme)
     kept_at_worst, kept_at_best = cut_points.rule_outcomes(
         probe,
         probabilities_NK,
         scheme,
         queries=np.array([recipe.template.query_text(q) for q in rows.query.tolist()], dtype=np.str_),
-        policy_locales=policy_locales(rows),
+        policy_locales=locale_N,
     )
     return CalRows(
         query_id=rows.query_id,
@@ -266,22 +295,30 @@ def _open_cuts() -> dict[str, Any]:
     return {"values": (0.0, 0.0, 0.0, 0.0), "certified": False}
 
 
-def _cross_validated(section: CalibrateRecipe, rows: Predictions, scheme: LabelScheme, seed: int) -> Floats:
+def _cross_validated(
+    section: CalibrateRecipe, rows: Predictions, scheme: LabelScheme, seed: int, locale_N: NDArray[np.str_]
+) -> Floats:
     def apply_fit(fit_on: NDArray[np.bool_], apply_to: NDArray[np.bool_]) -> Floats:
         calibrator = fit_calibrator(section, rows.rows(fit_on), scheme)
-        return apply_calibrator(calibrator, rows.logits_NK[apply_to], policy_locales(rows)[apply_to])
+        return apply_calibrator(calibrator, rows.logits_NK[apply_to], locale_N[apply_to])
 
     return cross_fitted(apply_fit, rows.query_id, folds=FOLDS, seed=seed)
 
 
 def _edges_again(
-    recipe: Recipe, rows: Predictions, probabilities_NK: Floats, policy: TierPolicy
+    recipe: Recipe, rows: Predictions, probabilities: Sequence[Floats], policy: TierPolicy
 ) -> dict[str, dict[str, Any]]:
-    """Bound the false-filter rate of the chosen edges on other probabilities of the same pairs."""
-    section, locale_N = recipe.calibrate, policy_locales(rows)
+    """Bound the false-filter rate of the chosen edges on other probabilities of the same pairs.
+
+    Args: probabilities: by each pair's own locale's fit, and by the pooled one.
+    """
+    section, locale_N = recipe.calibrate, policy_locales(rows, recipe.calibrate)
     rule = FalseFilterRule(section.epsilon, section.confidence, recipe.seed)
-    cal_rows = cal_rows_of(recipe, rows, probabilities_NK)
-    edges = {POOLED: cut_points.edge_at(cal_rows, policy.pooled.values[1], rule)}
+    cal_rows, pooled_rows = (
+        cal_rows_of(recipe, rows, own_NK, names_N)
+        for own_NK, names_N in zip(probabilities, (locale_N, pooled_locales(rows)), strict=True)
+    )
+    edges = {POOLED: cut_points.edge_at(pooled_rows, policy.pooled.values[1], rule)}
     for locale, cuts in policy.locales.items():
         edges[locale] = cut_points.edge_at(cal_rows.rows(locale_N == locale), cuts.values[1], rule)
     return {name: asdict(edge) for name, edge in edges.items()}

@@ -56,6 +56,8 @@ def main(argv: list[str]) -> int:
         "calibration": run.require("calibrate") / CALIBRATION,
         "policy": run.require("calibrate") / POLICY,
     }
+    calibrated = run.inputs_of("calibrate").get("predictions")
+    run.check_read("calibrate", {"student": (calibrated, run.folder("student") / "predictions.cal.parquet")})
     if run.finished(BASELINE):
         files["baseline"] = run.path / BASELINE / f"predictions.{split}.parquet"
     missing = [str(path) for path in files.values() if not path.is_file()]

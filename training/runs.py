@@ -64,6 +64,25 @@ class Run:
         """Say whether an earlier (possibly optional) stage has finished."""
         return (self.folder(stage) / DONE).is_file()
 
+    def check_read(self, stage: str, files: Mapping[str, tuple[str | None, Path]]) -> None:
+        """Refuse what an earlier stage made of files that have changed since, as by training another student.
+
+        Args: files: name → the hash of it that the stage's inputs told, None where they do not, and where it lies.
+        Raises: RunError: naming the stage that is to be run again.
+        """
+        changed = [name for name, (told, path) in files.items() if told is not None and told != hash_file(path)]
+        if changed:
+            raise RunError(
+                f"{self.folder(stage)}: expected what was made of the present {', '.join(changed)}, found that of "
+                f"others; run `relevance {stage}` with this --out again"
+            )
+
+    def inputs_of(self, stage: str) -> dict[str, Any]:
+        """Give what a stage noted that it read, {} where it noted nothing."""
+        path = self.folder(stage) / INPUTS
+        noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["inputs"] if path.is_file() else {}
+        return noted
+
     @contextmanager
     def stage(self, name: str, inputs: Mapping[str, Any], *, resumable: bool = False) -> Iterator[Path | None]:
         """Open a stage's folder; yields None when the stage already finished with the same inputs.

@@ -6,6 +6,8 @@ import hashlib
 import re
 import unicodedata
 
+from relevance.text import clean
+
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
 _CHUNK = re.compile(rf"[{_CJK}]+|\d+(?:[.,]\d+)?|(?:(?![{_CJK}])[^\W\d_])+")
 _CJK_CHUNK = re.compile(rf"[{_CJK}]+")
@@ -13,8 +15,8 @@ _SIBILANT = ("ches", "shes", "sses", "xes", "zes")
 
 
 def normalise_query(query: str) -> str:
-    """Give the form in which two queries are the same query: NFKC, white space collapsed, trimmed, lower case."""
-    return " ".join(unicodedata.normalize("NFKC", query).split()).lower()
+    """Give the form in which two queries are one: as the model reads it (`relevance.text.clean`), in lower case."""
+    return clean(query, len(query)).lower()
 
 
 def query_unit(query: str, salt: str = "") -> float:

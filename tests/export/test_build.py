@@ -155,6 +155,21 @@ def test_a_precision_that_fails_its_gate_is_reported_and_not_shipped(
         stage(copied_run, 'export.ship=["int8w"]')
 
 
+@pytest.mark.parametrize(
+    ("made_by", "noted"),
+    [("calibrate", {"predictions": "of another student"}), ("evaluate", {"files": {"policy": "another"}})],
+)
+def test_what_was_made_for_another_student_is_not_shipped_with_this_one(copied_run: Path, made_by: str, noted: dict):
+    """The student was trained again alone: its calibrator, policy and report are the old one's."""
+    folder = copied_run / made_by
+    folder.mkdir(exist_ok=True)
+    (folder / "DONE.json").write_text("{}")
+    (folder / "report.json").write_text(json.dumps(REPORT))
+    (folder / "inputs.json").write_text(json.dumps({"hash": "", "inputs": noted}))
+    with pytest.raises(RunError, match=f"{made_by}: expected what was made of the present .*run `relevance {made_by}`"):
+        stage(copied_run)
+
+
 def test_a_written_card_and_own_golden_pairs_are_used(copied_run: Path, tmp_path: Path):
     """The recipe may name both; the report of an earlier evaluation gives the manifest's figures."""
     (tmp_path / "card.md").write_text("# Ours\n", encoding="utf-8")

@@ -83,6 +83,23 @@ def test_the_tiny_graphs_pass(bundle: Bundle):
     assert gates["int8w"].torch_max_abs_difference < 1e-4
 
 
+def test_a_graph_that_gives_no_numbers_under_one_batching_alone_is_refused(
+    fp32: Run, gate_pairs: GatePairs, reference: Reference, judge: Judge
+):
+    """As a half-precision mask can under the padding of mixed lengths: the last batching is the random one."""
+    calls = []
+
+    def late(batch: PairBatch) -> np.ndarray:
+        calls.append(batch)
+        logits = fp32(batch)
+        return logits if len(calls) <= len(gate_pairs) + 2 else np.full_like(logits, np.nan)
+
+    gate = gate_graph(late, gate_pairs, reference, judge)
+
+    assert np.isnan(gate.batch_max_abs_difference)
+    assert not gate.passed
+
+
 def test_a_graph_that_swaps_two_classes_is_refused(
     fp32: Run, gate_pairs: GatePairs, reference: Reference, judge: Judge
 ):

@@ -141,3 +141,31 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         list(read_pairs(other))
     with pytest.raises(InputError, match=r"\.jsonl or \.parquet"):
         write_labelled_pairs(other, [])
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), (False, False), (None, False), (float("nan"), False)])
+def test_exact_only_is_a_truth_value_or_missing(tmp_path, value, expected):
+    """As pandas writes a gap into JSON lines: NaN."""
+    path = write_lines(tmp_path / "a.jsonl", {"query": "mug", "title": "mug", "label": "E", "exact_only": value})
+    assert [pair.exact_only for pair in read_labelled_pairs(path, ESCI)] == [expected]
+
+
+@pytest.mark.parametrize("value", ["false", "true", 1])
+def test_another_value_of_exact_only_is_a_bad_row(tmp_path, value):
+    """The text "false" is no falsehood."""
+    path = write_lines(tmp_path / "a.jsonl", {"query": "mug", "title": "mug", "label": "E", "exact_only": value})
+    with pytest.raises(RowError, match=r"exact_only.*expected true or false"):
+        read_labelled_pairs(path, ESCI)
+
+
+def test_half_a_character_in_a_text_becomes_a_mark_and_in_an_id_a_bad_row(tmp_path):
+    """An emoji cut by an exporter is valid JSON, but no file can hold it."""
+    row = {"query": "mug", "title": "abc\ud83d", "label": "E", "attributes": {"size": "\ude00 2 l"}}
+    path = write_lines(tmp_path / "a.jsonl", row)
+    (pair,) = read_labelled_pairs(path, ESCI)
+    assert (pair.pair.item.title, dict(pair.pair.item.attributes)) == ("abc\ufffd", {"size": "\ufffd 2 l"})
+    write_labelled_pairs(tmp_path / "b.parquet", [pair])
+    for column in ("item_id", "query_id"):
+        write_lines(path, row | {column: "x\ud83d"})
+        with pytest.raises(RowError, match=f"{column}.*expected whole characters"):
+            read_labelled_pairs(path, ESCI)

@@ -83,6 +83,13 @@ def test_a_rule_of_one_locale_leaves_others_alone():
     assert tuple(tiers(shop, [0.9], complement, where).tier_B.tolist() for where in ("jp", "us")) == ([1], [4])
 
 
+@pytest.mark.parametrize("name", ["US", "en-us", "fr"])
+def test_a_rule_for_a_locale_that_no_request_is_resolved_to_is_refused(name):
+    """Unfolded, an alias, or unknown: it would never hold, and nobody would be told."""
+    with pytest.raises(ValueError, match=rf"rule .*expected some of \['jp', 'us'\] or 'pooled'.*found \['{name}'\]"):
+        policy(locales={"jp": EVEN, "us": EVEN}, aliases={"en-us": "us"}, rules=[CAP | {"locales": [name]}])
+
+
 def test_a_pattern_that_explodes_elsewhere_takes_linear_time_here():
     """(a+)+$ on 50,000 letters ends at once under RE2; a backtracking engine would not end at all."""
     rule = {"name": "nested", "query_matches": "(a+)+$", "cap_tier": 0}

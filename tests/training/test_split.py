@@ -31,6 +31,7 @@ def test_the_hash_is_the_one_the_shared_data_was_split_by():
 
     assert expected == query_unit("  BLUE\u3000kettle ", "cal:")
     assert normalise_query("  BLUE\u3000kettle ") == "blue kettle"
+    assert normalise_query("nike\u200e shoes\x00") == "nike shoes"
 
 
 @pytest.mark.shared_data

@@ -179,7 +179,7 @@ def test_movements_are_those_of_the_resampled_policies(rows, recipe):
     assert result["cuts"]["pooled"]["certified_share"] == np.mean([p.pooled.certified for p in policies])
     assert 0 <= result["flips_per_1000"]["kept"]["mean"] <= result["flips_per_1000"]["tier"]["mean"]
     assert result["flips_per_1000"]["tier"]["mean"] > 0
-    assert set(result["cuts"]) == {"pooled", *policy_locales(cal)}
+    assert set(result["cuts"]) == {"pooled", *policy_locales(cal, recipe.calibrate)}
 
 
 def test_the_whole_stage_is_checked_on_a_real_pool(rows, recipe):

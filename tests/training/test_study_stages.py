@@ -162,7 +162,7 @@ def test_methods_are_compared_on_the_same_draws(tiny_pairs):
     rng = np.random.default_rng(0)
     rows = predictions_of(tiny_pairs, rng.normal(size=(len(tiny_pairs), 4)), ESCI)
     probabilities = {"none": softmax(rows.logits_NK), "temperature": softmax(rows.logits_NK / 3)}
-    table = compare_methods(probabilities, rows, BOOTSTRAP)
+    table = compare_methods(probabilities, rows, BOOTSTRAP, rows.locale)
     assert set(table) == {"pooled", "us", "es", "jp"}
     own = rows.locale == "es"
     for method, probabilities_NK in probabilities.items():

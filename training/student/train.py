@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from relevance.errors import RunError
 from relevance.pairs import read_labelled_pairs
 from training.cot_store import MATRIX as COT_MATRIX
+from training.model_source import weights_hash
 from training.predictions import predictions_of, write_predictions
 from training.runs import Run, hash_file, stage_arguments
 from training.soft_labels import read_soft_labels, soft_labels_file
 from training.student.batches import Batches, TrainingSet, readable
-from training.student.encoder import load_encoder
+from training.student.encoder import SCRATCH, load_encoder
 from training.student.extra_terms import (
     RATIONALES,
     ExtraTerms,
@@ -87,7 +88,12 @@ def _optional_inputs(run: Run) -> list[tuple[str, str]]:
 def shared_inputs(run: Run) -> dict[str, object]:
     """Give what decides the result of every stage that trains a student, beside its own recipe section."""
     recipe = run.recipe
+    encoder = recipe.student.encoder
+    # A hub name and a package are what their names say; a folder's content may change under its name.
+    folders = [Path(name) for name in (encoder.name, encoder.tokenizer) if name not in {None, SCRATCH}]
+    local = {str(folder): weights_hash(folder) for folder in folders if folder.is_dir()}
     return {
+        **({"local_models": local} if local else {}),
         "seed": recipe.seed,
         "scheme": recipe.label_scheme.to_dict(),
         "template": recipe.template.model_dump(mode="json"),

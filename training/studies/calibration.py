@@ -19,7 +19,7 @@ from relevance.metrics import reliability
 from relevance.metrics.intervals import Interval, query_bootstrap_many
 from relevance.policy import POOLED
 from training import charts
-from training.calibrate import apply_calibrator, fit_calibrator, policy_locales
+from training.calibrate import apply_calibrator, by_query_text, fit_calibrator, policy_locales, pooled_locales
 from training.cut_points import FalseFilterRule
 from training.measures import Bootstrap, reliability_of
 from training.predictions import Predictions
@@ -75,11 +75,12 @@ def study_calibration(run: Run, folder: Path, *, resamples: int, simulations: in
     Raises: RunError, InputError, RecipeError: if the run cannot be read or calibrated.
     """
     recipe, split = run.recipe, run.recipe.evaluate.split
-    cal, test = fair_predictions(run, "cal"), fair_predictions(run, split)
+    cal, test = (by_query_text(fair_predictions(run, part)) for part in ("cal", split))
+    locale_N = policy_locales(test, recipe.calibrate)
     probabilities = {BEFORE: softmax(test.logits_NK)} | {
-        method: _calibrated(recipe, method, cal, test) for method in METHODS
+        method: _fitted(recipe, method, cal, test, locale_N) for method in METHODS
     }
-    write_charts(folder, probabilities, test)
+    write_charts(folder, probabilities, test, locale_N)
     shipped = served(run, folder)
     return {
         "name": recipe.name,
@@ -88,22 +89,21 @@ def study_calibration(run: Run, folder: Path, *, resamples: int, simulations: in
         "n_queries": {part: len(np.unique(rows.query_id)) for part, rows in (("cal", cal), (split, test))},
         "draws": recipe.evaluate.draws,
         "confidence": recipe.evaluate.confidence,
-        "methods": compare_methods(probabilities, test, bootstrap_of(run)),
+        "methods": compare_methods(probabilities, test, bootstrap_of(run), locale_N),
         "stability": study_stability(recipe, cal, test, shipped=shipped, resamples=resamples),
         "guarantee": check_promises(recipe, cal, test, simulations=simulations, refits=resamples),
     }
 
 
 def compare_methods(
-    probabilities: dict[str, Floats], test: Predictions, bootstrap: Bootstrap
+    probabilities: dict[str, Floats], test: Predictions, bootstrap: Bootstrap, locale_N: NDArray[np.str_]
 ) -> dict[str, dict[str, Any]]:
     """Give ECE, classwise ECE and Brier of each method, and the change from no calibration by the same draws.
 
-    Args: probabilities: method → float64 of shape (N, K); `none` is the plain softmax.
+    Args: probabilities: method → float64 of shape (N, K); `none` is the plain softmax; locale_N: policy locales.
     Returns: by scope (`pooled` holds all pairs, then each locale): n_pairs, n_queries and, by method and measure, the
         figure and its change.
     """
-    locale_N = policy_locales(test)
     scopes = {POOLED: np.ones(len(test), dtype=bool)} | {
         str(name): locale_N == name for name in np.unique(locale_N) if name
     }
@@ -157,7 +157,7 @@ def check_promises(
     ]
     pool = joined(cal, test)
     n_queries = len(np.unique(cal.query_id))
-    scores_NK = _calibrated(recipe, section.method, cal, pool)
+    scores_NK = _fitted(recipe, section.method, cal, pool, pooled_locales(pool))
     real = real_population("real scores, re-sampled queries", recipe, pool, scores_NK)
     summaries.append(check_guarantee(real, n_queries=n_queries, rule=rule, draws=simulations, seed=seed))
     summaries.append(check_refitted(recipe, pool, n_queries=n_queries, draws=refits, seed=seed))
@@ -170,9 +170,8 @@ def joined(first: Predictions, second: Predictions) -> Predictions:
     return Predictions(**columns)
 
 
-def write_charts(folder: Path, probabilities: dict[str, Floats], test: Predictions) -> None:
+def write_charts(folder: Path, probabilities: dict[str, Floats], test: Predictions, locale_N: NDArray[np.str_]) -> None:
     """Write reliability.SCOPE.METHOD.svg for each scope and method: before and after."""
-    locale_N = policy_locales(test)
     for scope in (POOLED, *(str(name) for name in np.unique(locale_N) if name)):
         own = np.ones(len(test), dtype=bool) if scope == POOLED else locale_N == scope
         before = reliability_of(probabilities[BEFORE][own], test.label[own])
@@ -247,10 +246,10 @@ def _promise_table(promises: list[dict[str, Any]]) -> str:
     return markdown_table([*header, "broken by pairs", "coverage by pairs", "Irrelevant filtered"], rows)
 
 
-def _calibrated(recipe: Recipe, method: Method, cal: Predictions, rows: Predictions) -> Floats:
+def _fitted(recipe: Recipe, method: Method, cal: Predictions, rows: Predictions, locale_N: NDArray[np.str_]) -> Floats:
     section = recipe.calibrate.model_copy(update={"method": method})
     calibrator = fit_calibrator(section, cal, recipe.label_scheme)
-    return apply_calibrator(calibrator, rows.logits_NK, policy_locales(rows))
+    return apply_calibrator(calibrator, rows.logits_NK, locale_N)
 
 
 def _figure(intervals: dict[str, Interval], key: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from training.calibrate import apply_calibrator, cal_rows_of, fit_calibrator, policy_locales
+from training.calibrate import apply_calibrator, cal_rows_of, fit_calibrator, pooled_locales
 from training.cut_points import CalRows, FalseFilterRule, certify_edge
 from training.predictions import Predictions
 from training.recipe import Recipe
@@ -61,8 +61,8 @@ def simulated_population(
 
 
 def real_population(name: str, recipe: Recipe, rows: Predictions, probabilities_NK: Floats) -> Population:
-    """Take real scored pairs, business rules included, as if there were no others."""
-    cal_rows = cal_rows_of(recipe, rows, probabilities_NK)
+    """Take real pairs with pooled scores, business rules included, as if there were no others."""
+    cal_rows = cal_rows_of(recipe, rows, probabilities_NK, pooled_locales(rows))
     return Population(name, cal_rows, rows.label == recipe.label_scheme.irrelevant)
 
 
@@ -109,15 +109,15 @@ def check_refitted(recipe: Recipe, pool: Predictions, *, n_queries: int, draws: 
     Returns: as `summary`.
     """
     name, rng = "real logits, calibrator and edge refitted", np.random.default_rng(seed)
-    section, scheme, locale_N = recipe.calibrate, recipe.label_scheme, policy_locales(pool)
+    section, scheme, pooled_N = recipe.calibrate, recipe.label_scheme, pooled_locales(pool)
     outcomes = []
     for draw in tqdm(range(draws), desc=name, disable=None):
         sample: Resample = resample_queries(pool, rng, n_queries)
-        held_out_NK = held_out_probabilities(section, sample, recipe)
+        held_out_NK = held_out_probabilities(section, sample, recipe, pooled=True)
         rule = FalseFilterRule(section.epsilon, section.confidence, draw)
-        edge = certify_edge(cal_rows_of(recipe, sample.rows, held_out_NK), rule)
+        edge = certify_edge(cal_rows_of(recipe, sample.rows, held_out_NK, pooled_locales(sample.rows)), rule)
         calibrator = fit_calibrator(section, sample.rows, scheme)
-        population = real_population(name, recipe, pool, apply_calibrator(calibrator, pool.logits_NK, locale_N))
+        population = real_population(name, recipe, pool, apply_calibrator(calibrator, pool.logits_NK, pooled_N))
         filtered_N = population.rows.filtered(edge.cut)
         outcomes.append(_outcome(population, edge.certified, filtered_N, query_rate(population.rows, filtered_N)))
     return summary(name, n_queries, FalseFilterRule(section.epsilon, section.confidence), outcomes)

@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from relevance.calibration import Calibrator
 from relevance.policy import POOLED, TierPolicy
-from training.calibrate import FOLDS, apply_calibrator, choose_policy, fit_calibrator, policy_locales
+from training.calibrate import (
+    FOLDS,
+    apply_calibrator,
+    choose_policy,
+    fit_calibrator,
+    policy_locales,
+    pooled_locales,
+)
 from training.calibrator_fit import cross_fitted
 from training.evaluate import score_rows
 from training.predictions import Predictions
@@ -48,9 +55,15 @@ def resample_queries(rows: Predictions, rng: np.random.Generator, n_queries: int
     return Resample(replace(sample, query_id=copy_N), sample.query_id)
 
 
-def held_out_probabilities(section: CalibrateRecipe, sample: Resample, recipe: Recipe) -> Floats:
-    """Give each pair calibrated probabilities of a fit that saw no copy of its query; shape (N, K)."""
-    rows, locale_N = sample.rows, policy_locales(sample.rows)
+def held_out_probabilities(
+    section: CalibrateRecipe, sample: Resample, recipe: Recipe, *, pooled: bool = False
+) -> Floats:
+    """Give each pair calibrated probabilities of a fit that saw no copy of its query; shape (N, K).
+
+    Args: pooled: by the pooled fit, not by that of the pair's locale.
+    """
+    rows = sample.rows
+    locale_N = pooled_locales(rows) if pooled else policy_locales(rows, section)
 
     def apply_fit(fit_on: NDArray[np.bool_], apply_to: NDArray[np.bool_]) -> Floats:
         calibrator = fit_calibrator(section, rows.rows(fit_on), recipe.label_scheme)
@@ -62,7 +75,10 @@ def held_out_probabilities(section: CalibrateRecipe, sample: Resample, recipe: R
 def calibrated_again(recipe: Recipe, sample: Resample) -> tuple[Calibrator, TierPolicy]:
     """Fit calibrator and cut points on a resample the way the stage `calibrate` does."""
     calibrator = fit_calibrator(recipe.calibrate, sample.rows, recipe.label_scheme)
-    policy, _ = choose_policy(recipe, sample.rows, held_out_probabilities(recipe.calibrate, sample, recipe))
+    own_NK, pooled_NK = (
+        held_out_probabilities(recipe.calibrate, sample, recipe, pooled=pooled) for pooled in (False, True)
+    )
+    policy, _ = choose_policy(recipe, sample.rows, own_NK, pooled_NK)
     return calibrator, policy
 
 

@@ -5,7 +5,6 @@ A text is embedded once, whatever run asks for it; a killed stage goes on after 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from relevance.errors import InputError, RecipeError
 from training.cot_store import CotStore
-from training.model_source import resolve_model
+from training.model_source import resolve_model, weights_hash
 from training.rationale_rows import COMBINED, Rationale, read_rationales
 from training.recipe import VIEWS, EmbedRecipe
 from training.runs import Run, hash_file, stage_arguments
@@ -62,7 +61,7 @@ class SentenceEncoder:
         self._path = resolve_model(recipe.model)
         folder = Path(self._path)
         self._local = folder.is_dir()
-        revision = _weights_hash(folder) if self._local else (recipe.revision or "main")
+        revision = weights_hash(folder) if self._local else (recipe.revision or "main")
         self._name = f"{recipe.model}@{revision}#{recipe.max_tokens}"
         self._loaded: Any = None
 
@@ -224,11 +223,3 @@ def embed_texts(
             found |= made
             progress.update(len(group))
     return np.stack([found[key] for key in keys]).astype(np.float32), len(todo)
-
-
-def _weights_hash(folder: Path) -> str:
-    """Hash the names and contents of a local model's files, so that an edited model is another model."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".bin", ".json", ".txt", ".model"}):
-        digest.update(f"{path.relative_to(folder)}\0{hash_file(path)}\0".encode())
-    return digest.hexdigest()[:16]
