@@ -148,14 +148,22 @@ def main(argv: list[str]) -> int:
 async def _serve(server: DrainingServer, admin: AdminServer | None, end: _End) -> None:
     end.loop = asyncio.get_running_loop()
     if admin is None:
-        await server.serve()
+        await _listen(server, end)
         return
-    beside = asyncio.create_task(admin.serve())
+    beside = asyncio.create_task(_listen(admin, end))
     try:
-        await server.serve()
+        await _listen(server, end)
     finally:
         admin.should_exit = True
         await beside
+
+
+async def _listen(server: uvicorn.Server, end: _End) -> None:
+    try:
+        await server.serve()
+    except SystemExit:
+        # uvicorn's way to say that it cannot listen, after it has logged why.
+        end(EXIT_NOT_STARTED, f"expected a free port, found {server.config.port} taken or not to be had; see the log")
 
 
 def _config(settings: Settings, app: FastAPI, port: int, *, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:

@@ -39,6 +39,13 @@ class Ticket:
     deadline: float
     hopeless: bool = False
 
+    def demand(self, now: float, speed: float) -> float:
+        """Give the tokens that it will still take: all that is left, of a hopeless one half of what fits in time."""
+        left = max(self.left, 0.0)
+        if not self.hopeless:
+            return left
+        return min(left, _HOPELESS_SHARE * SHARE * speed * max(0.0, self.deadline - now))
+
 
 class CostEstimator:
     """Tokens of texts from their characters, learnt for each policy locale; thread-safe in that a lost update is small.
@@ -59,7 +66,7 @@ class CostEstimator:
         return float(np.minimum(tokens_B, self._most).sum())
 
     def learn(self, texts: Texts, rows: list[int], tokens: int) -> None:
-        """Compare with what tokenising some rows gave; specials included."""
+        """Compare with what tokenising some rows gave, specials included; none of them cut to what the model reads."""
         chars = sum(len(texts.items[row]) for row in rows) + len(rows) * len(texts.query)
         real = tokens - N_SPECIAL * len(rows)
         if real > 0 and chars > 0:
@@ -95,13 +102,14 @@ class Admission:
         speed = self._tokens_per_s()
         most = max(0.0, deadline - now) * SHARE * speed if speed else tokens
         hopeless = tokens > most
-        ticket = Ticket(_HOPELESS_SHARE * most if hopeless else tokens, weight, deadline, hopeless)
+        ticket = Ticket(tokens, weight, deadline, hopeless)
         with self._lock:
             if self._tickets and (excess_s := self._excess_s(ticket, now, speed)) > 0:
                 wait_s = min(_MOST_WAIT_S, excess_s)
                 raise OverloadError(
                     f"expected room before the deadline, found {len(self._tickets)} requests with "
-                    f"{self._left():.0f} tokens before this one of about {tokens:.0f}; estimated wait {wait_s:.2f} s",
+                    f"{self._left(now, speed):.0f} tokens before this one of about {tokens:.0f}; estimated wait "
+                    f"{wait_s:.2f} s",
                     wait_s,
                 )
             self._tickets.add(ticket)
@@ -123,9 +131,10 @@ class Admission:
 
     @property
     def left(self) -> float:
-        """Tokens of admitted requests that are not computed yet."""
+        """Tokens that admitted requests will still take."""
+        now, speed = monotonic(), self._tokens_per_s()
         with self._lock:
-            return self._left()
+            return self._left(now, speed)
 
     @property
     def wait_s(self) -> float:
@@ -133,17 +142,17 @@ class Admission:
         speed = self._tokens_per_s()
         return self.left / speed if speed else 0.0
 
-    def _left(self) -> float:
-        return sum(max(ticket.left, 0.0) for ticket in self._tickets)
+    def _left(self, now: float, speed: float) -> float:
+        return sum(ticket.demand(now, speed) for ticket in self._tickets)
 
     def _excess_s(self, new: Ticket, now: float, speed: float) -> float:
         """Give by how much the new request, or one it delays, would be late; 0 or less admits it."""
         if len(self._tickets) >= self._max_requests:
-            return max(0.001, self._left() / speed / len(self._tickets)) if speed else 1.0
+            return max(0.001, self._left(now, speed) / speed / len(self._tickets)) if speed else 1.0
         if not speed:
             return 0.0
         flows = [*self._tickets, new]
-        left_F = np.asarray([max(ticket.left, 0.0) for ticket in flows])
+        left_F = np.asarray([ticket.demand(now, speed) for ticket in flows])
         weight_F = np.asarray([ticket.weight for ticket in flows])
         slack_F = np.asarray([ticket.deadline - now for ticket in flows])
         finish_F = finish_times(left_F, weight_F, speed)

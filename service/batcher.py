@@ -228,10 +228,9 @@ class Batcher:
             prepared = scorer.tokenize(texts, known)
             if explainer is not None:
                 prepared = explainer.read(texts, prepared)
-            tokens = int(prepared.length_B[missing].sum())
-            model.costs.learn(texts, missing, tokens)
-            if not ticket.hopeless:
-                ticket.left = tokens
+            whole = [row for row in missing if not prepared.truncated_B[row]]
+            model.costs.learn(texts, whole, int(prepared.length_B[whole].sum()))
+            ticket.left = int(prepared.length_B[missing].sum())
             flow = Flow(scorer, model.speed, prepared, ticket=ticket, keys=keys, span=work.span)
             self.queue.submit(flow)
         except BaseException:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.admission import SHARE, finish_times
+from service.admission import SHARE, Ticket, finish_times
 from service.flow import JOIN_WASTE
 from service.queueing import TURNS
 from service.scorer import MAX_WASTE, MIN_BATCH_TOKENS
 from service.speed import Speed
 
-_HOPELESS_SHARE = 0.5
 _SMALLEST = 8
 
 
@@ -59,6 +58,7 @@ class Call:
     deadline: float
     replica: int = 0
     left: float = 0.0
+    hopeless: bool = False
     waiting_tokens: int = field(init=False)
     open_rows: int = field(init=False)
     deficit: float = 0.0
@@ -67,6 +67,10 @@ class Call:
 
     def __post_init__(self) -> None:
         self.waiting_tokens, self.open_rows = sum(self.lengths), len(self.lengths)
+
+    def demand(self, now: float, speed: float) -> float:
+        """Give the tokens that it will still take."""
+        return Ticket(self.left, 1.0, self.deadline, self.hopeless).demand(now, speed)
 
 
 @dataclass(slots=True)
@@ -163,8 +167,7 @@ class Replica:
     def admit(self, call: Call, now: float) -> bool:
         """Take a call or refuse it, by when it and those before it would be done."""
         speed, tokens = self.speed.tokens_per_s, call.waiting_tokens
-        most = max(0.0, call.deadline - now) * SHARE * speed
-        call.left = _HOPELESS_SHARE * most if tokens > most else float(tokens)
+        call.left, call.hopeless = float(tokens), tokens > max(0.0, call.deadline - now) * SHARE * speed
         if self.admitted and (len(self.admitted) >= self.spec.max_requests or self._late(call, now, speed)):
             return False
         self.admitted.add(call)
@@ -228,7 +231,7 @@ class Replica:
 
     def _late(self, new: Call, now: float, speed: float) -> bool:
         calls = [*self.admitted, new]
-        left_F = np.asarray([max(call.left, 0.0) for call in calls])
+        left_F = np.asarray([call.demand(now, speed) for call in calls])
         slack_F = np.asarray([call.deadline - now for call in calls])
         ones_F = np.ones(len(calls))
         finish_F = finish_times(left_F, ones_F, speed)

@@ -80,6 +80,16 @@ class Flow:
         self.lengths.insert(place, length)
         self.waiting_tokens += length
 
+    def leave(self, rows: set[int]) -> int:
+        """Take rows from the waiting ones, and give their tokens."""
+        if not rows:
+            return 0
+        before = self.waiting_tokens
+        kept = [(row, length) for row, length in zip(self.rows, self.lengths, strict=True) if row not in rows]
+        self.rows, self.lengths = [row for row, _ in kept], [length for _, length in kept]
+        self.waiting_tokens = sum(self.lengths)
+        return before - self.waiting_tokens
+
     def deliver(self, rows: NDArray[np.int64], logits_NK: NDArray[np.float32], *, cached: bool = False) -> None:
         """Take the logits of some rows."""
         self.logits_BK[rows] = logits_NK

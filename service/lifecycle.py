@@ -65,6 +65,7 @@ class Service:
     _previous: tuple[Settings, Model | None] | None = None
     _configured: Settings = field(init=False)
     _lost: str | None = None
+    _drain_asked: bool = False
     _reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
@@ -77,10 +78,10 @@ class Service:
         began = perf_counter()
         try:
             self._parts = await asyncio.to_thread(self._load)
-        except RelevanceError as error:
+        except Exception as error:
             self.phase = "failed"
-            log.error("not started: %s", error)
-            self.on_end(EXIT_NOT_STARTED, str(error))
+            log.error("not started: %s", error, exc_info=not isinstance(error, RelevanceError))
+            self.on_end(EXIT_NOT_STARTED, _reason(error))
             self.started.set()
             return
         gc.collect()
@@ -89,9 +90,12 @@ class Service:
         self.telemetry.ready.set(1)
         self.started.set()
         self._announce("ready", perf_counter() - began)
+        if self._drain_asked:
+            self.drain()
 
     def drain(self) -> None:
-        """Let readiness say 503 from now on; requests are still answered."""
+        """Let readiness say 503 from now on, asked during the start from its end; requests are still answered."""
+        self._drain_asked = True
         if self.phase == "ready":
             self.phase = "draining"
             self.telemetry.ready.set(0)
@@ -225,10 +229,12 @@ class Service:
             began, current = perf_counter(), self.model
             try:
                 model = kept if kept is not None else await asyncio.to_thread(self._load_next, wanted)
-            except RelevanceError as error:
+            except Exception as error:
                 self.telemetry.reloads.labels("refused").inc()
-                log.error("not reloaded: %s", error)
-                raise ReloadError(f"{error}; bundle {current.bundle.manifest.bundle_id} is still served") from error
+                log.error("not reloaded: %s", error, exc_info=not isinstance(error, RelevanceError))
+                raise ReloadError(
+                    f"{_reason(error)}; bundle {current.bundle.manifest.bundle_id} is still served"
+                ) from error
             same_graph = model.sessions is current.sessions
             pinned = self.settings.model_copy(update={"bundle": current.bundle.path})
             if self._parts is not None:
@@ -351,3 +357,8 @@ class Service:
             "seconds": round(seconds, 3),
         }
         log.info(what, extra={"fields": fields})
+
+
+def _reason(error: Exception) -> str:
+    """Give an error's words, with its kind where it is none of ours."""
+    return str(error) if isinstance(error, RelevanceError) else f"{type(error).__name__}: {error}"

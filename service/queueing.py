@@ -3,8 +3,9 @@
 Deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995) in tokens: in its turn a flow may use a quarter of what one
 batch may cost, times its weight; a batch takes turns until it is full, and what room is left goes to whoever fits, on
 account. Flows that have not had a turn yet and those that have alternate (the sparse flows of RFC 8290), so a small
-request waits for one batch of a large one, not for all of it. A pair that is being computed for one request is not
-computed again for another: its row follows the first (single flight).
+request waits for one batch of a large one, not for all of it. A pair that one request waits for is not computed again
+for another (single flight): its row follows the first; or the first, if it still waits, follows a new request that is
+smaller for its weight, and so served sooner.
 
 Suffixes: N rows of a batch, K classes.
 """
@@ -104,13 +105,15 @@ class FairQueue:
         give_up = monotonic() + wait_s
         while True:
             late: list[Flow] = []
-            with self._changed:
-                batch = self._form(late)
-                left_s = give_up - monotonic()
-                if batch is None and not late and left_s > 0 and not self._closing:
-                    self._changed.wait(left_s)
-                    continue
-            _answer_late(late)
+            try:
+                with self._changed:
+                    batch = self._form(late)
+                    left_s = give_up - monotonic()
+                    if batch is None and not late and left_s > 0 and not self._closing:
+                        self._changed.wait(left_s)
+                        continue
+            finally:
+                _answer_late(late)
             if batch is not None or not late:
                 return batch
 
@@ -280,22 +283,36 @@ class FairQueue:
     def _follow(self, flow: Flow, keys: Iterable[bytes]) -> None:
         """Let rows whose pair is being computed wait for that, and the others be followed.
 
-        A row that is to be explained follows none: only its own batch is sure to be asked for latents.
+        A row that still waits in a request that is larger for its weight changes places: it follows the new one. A row
+        that is to be explained follows none: only its own batch is sure to be asked for latents.
         """
         keys = list(keys)
-        own = []
-        for row, length in zip(flow.rows, flow.lengths, strict=True):
+        followed: set[int] = set()
+        waiting: dict[Flow, set[int]] = {}
+        passed: dict[Flow, set[int]] = {}
+        share = flow.waiting_tokens / flow.ticket.weight
+        for row in flow.rows:
             leader = self._leaders.get(keys[row])
             if leader is None:
                 self._leaders[keys[row]] = Leader(flow, row)
-            if leader is None or flow.explained:
-                own.append((row, length))
-            else:
-                leader.followers.append((flow, row))
-        if len(own) < len(flow.rows):
-            flow.rows, flow.lengths = [row for row, _ in own], [length for _, length in own]
-            flow.ticket.left -= flow.waiting_tokens - sum(flow.lengths)
-            flow.waiting_tokens = sum(flow.lengths)
+                continue
+            if flow.explained:
+                continue
+            first = leader.flow
+            if not first.explained and share < first.waiting_tokens / first.ticket.weight:
+                if first not in waiting:
+                    waiting[first] = set(first.rows)
+                if leader.row in waiting[first]:
+                    passed.setdefault(first, set()).add(leader.row)
+                    self._leaders[keys[row]] = Leader(flow, row, [(first, leader.row), *leader.followers])
+                    continue
+            leader.followers.append((flow, row))
+            followed.add(row)
+        flow.ticket.left -= flow.leave(followed)
+        for first, rows in passed.items():
+            first.ticket.left -= first.leave(rows)
+            if not first.rows:
+                self._out_of_line(first)
 
     def _end_lead(self, flow: Flow, row: int) -> list[tuple[Flow, int]]:
         keys = flow.keys or ()
@@ -309,21 +326,25 @@ class FairQueue:
         """Close a flow before its end: its waiting rows go to the first that follows each, or nowhere."""
         flow.closed = True
         self._live.discard(flow)
-        for line in (self._new, self._old):
-            if flow in line:
-                line.remove(flow)
+        self._out_of_line(flow)
         rows = flow.rows if flow.keys is not None else []
         for row in rows:
             followers = [(other, theirs) for other, theirs in self._end_lead(flow, row) if not other.closed]
             if followers:
                 heir, heirs_row = followers[0]
                 self._leaders[(heir.keys or ())[heirs_row]] = Leader(heir, heirs_row, followers[1:])
-                if not heir.rows:
+                # One whose rows were all taken just now is still in a line.
+                if not heir.rows and heir not in self._new and heir not in self._old:
                     self._old.append(heir)
                 heir.restore(heirs_row)
                 heir.ticket.left += int(heir.prepared.length_B[heirs_row])
         flow.rows, flow.lengths, flow.waiting_tokens = [], [], 0
         self._changed.notify(self._engines)
+
+    def _out_of_line(self, flow: Flow) -> None:
+        for line in (self._new, self._old):
+            if flow in line:
+                line.remove(flow)
 
     def _finish(self, flow: Flow, finished: list[Flow]) -> None:
         if not flow.open_rows:

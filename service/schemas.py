@@ -13,6 +13,8 @@ from relevance.labels import N_TIERS
 MOST_ITEMS = 16384
 """Items beyond which a list is not even parsed to its end; `max_items` may only be lower."""
 _MOST_PROBLEMS = 20
+_MOST_FAULTS = 10_000
+"""More are counted and not listed: a list of hundreds of thousands takes seconds, in which nothing else runs."""
 _MOST_POINTER_CHARS = 64
 _INT64 = 2**63
 _MESSAGES = {
@@ -263,6 +265,8 @@ def parse_body(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if (count := error.error_count()) > _MOST_FAULTS:
+            raise SchemaError((("", f"expected a body of this schema, found {count} faults in it"),)) from None
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         if faults[0]["type"] == "json_invalid":
             raise MalformedBodyError(f"expected JSON in UTF-8: {faults[0]['msg']}") from None

@@ -257,11 +257,11 @@ def server(tiny_bundle: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def launch_failing() -> Callable[..., str]:
-    """Run the service with options that must not start it; gives the last line of standard error."""
+    """Run the service with options and settings that must not start it; gives the last line of standard error."""
 
-    def run(*options: str) -> str:
+    def run(*options: str, **settings: str) -> str:
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-            status = run_service(output, *options).wait(START_TIMEOUT_S)
+            status = run_service(output, *options, **settings).wait(START_TIMEOUT_S)
             output.seek(0)
             lines = output.read().splitlines()
         assert status == 2, lines

@@ -85,13 +85,20 @@ def test_a_request_already_late_bars_nobody():
 
 
 def test_the_first_request_is_admitted_whatever_it_costs():
-    """Nobody else is there: a hopeless request gets what there is time for, and counts with half of that."""
+    """Nobody else is there: a hopeless request gets what there is time for, and counts with half of that, at any time:
+    also when the engines have computed as much of it already."""
     admission = Admission(lambda: 100.0, max_requests=10)
 
     ticket = admit(admission, 10_000, 1)
 
     assert ticket.hopeless
-    assert ticket.left == pytest.approx(0.5 * 100 * SHARE, rel=0.05)
+    assert admission.left == pytest.approx(0.5 * 100 * SHARE, rel=0.05)
+    ticket.left -= 60
+    assert admission.left == pytest.approx(0.5 * 100 * SHARE, rel=0.05)
+    ticket.deadline = monotonic() + 0.5
+    assert admission.left == pytest.approx(0.5 * 0.5 * 100 * SHARE, rel=0.05)
+    ticket.left = 3
+    assert admission.left == 3
 
 
 def test_a_request_that_got_more_than_it_was_counted_with_hides_no_one_else():

@@ -7,6 +7,8 @@ import json
 import httpx
 import pytest
 
+from service.schemas import SchemaError, ScoreRequest, parse_body
+
 JSON = {"content-type": "application/json"}
 GOOD = {"query": "kettle", "items": [{"id": 1, "title": "steel kettle"}]}
 PROBLEM_FIELDS = {
@@ -220,3 +222,13 @@ def test_wrong_paths_and_methods_are_problems_too(server, method: str, path: str
 def test_the_service_answers_after_all_that(server):
     """A good request still works."""
     assert _post(server, _body()).status_code == 200
+
+
+def test_of_a_body_with_thousands_of_faults_the_number_is_told():
+    """A list of them all takes seconds in which nothing else runs."""
+    item = {"id": 1, "title": "kettle", **{f"x{i}": i for i in range(50)}}
+    body = json.dumps({"query": "kettle", "items": [item | {"id": i} for i in range(300)]}).encode()
+    with pytest.raises(SchemaError) as error:
+        parse_body(ScoreRequest, body)
+
+    assert error.value.problems == (("", "expected a body of this schema, found 15000 faults in it"),)

@@ -70,6 +70,21 @@ def _closed_after(port: int, start: bytes, drip: bytes) -> bytes:
     raise AssertionError("the connection stayed open")
 
 
+def test_headers_without_an_end_are_cut_off(port, monkeypatch):
+    """300 MB of them in a second would end a pod, before anybody has asked for a key."""
+    monkeypatch.setattr(http_protocol, "REQUEST_TIMEOUT_S", TIMEOUT_S)
+    for line in (b"x-shop: " + b"a" * 1000 + b"\r\n", b"a" * 1000):
+        said = _closed_after(port, b"GET /slow HTTP/1.1\r\nhost: a\r\nx-long: ", line * 50)
+        assert said in {b"", http_protocol._TOO_LARGE}
+
+
+def test_a_large_body_after_a_small_head_is_no_head(port):
+    """And the next head of the connection is counted from nothing."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        answers = [client.post("/unread", content=b"a" * 300_000, headers={"x-shop": "a" * 20_000}) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [401] * 5
+
+
 def test_a_silent_connection_is_closed(port):
     """Not one byte comes."""
     assert _closed_after(port, b"", b"") == b""

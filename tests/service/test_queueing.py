@@ -92,7 +92,14 @@ def test_every_row_runs_once_within_budget_and_gets_its_own_logits(scorer: Score
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.lists(st.integers(0, 12), min_size=1, max_size=8)),
+        st.tuples(
+            st.just("submit"),
+            st.tuples(
+                st.lists(st.integers(0, 12), min_size=1, max_size=12),
+                st.sampled_from([0.25, 1.0, 4.0]),
+                st.sampled_from([60, 60, 0.003, 0.0]),
+            ),
+        ),
         st.tuples(st.just("take"), st.just(None)),
         st.tuples(st.sampled_from(["complete", "fail"]), st.integers(0, 3)),
         st.tuples(st.sampled_from(["close_flow", "expire"]), st.integers(0, 5)),
@@ -104,13 +111,16 @@ STEPS = st.lists(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_whatever_happens_each_flow_is_answered_exactly_once(scorer: Scorer, steps):
-    """Random histories of shared pairs, failures, cancellations, two batches under way: each future is set once."""
+    """Random histories of shared pairs, weights, near deadlines, failures, cancellations, two batches under way: each
+    future is set once, and nothing is left waiting anywhere."""
     queue = FairQueue(batch_s=0.004, engines=2)
     flows: list[Flow] = []
     running: list[Batch] = []
     for kind, what in steps:
         if kind == "submit":
-            flows.append(flow_of(scorer, [10 + pair for pair in what], keys=[bytes([pair]) for pair in what]))
+            pairs, weight, seconds = what
+            keys = [bytes([pair]) for pair in pairs]
+            flows.append(flow_of(scorer, [10 + pair for pair in pairs], keys=keys, weight=weight, seconds=seconds))
             queue.submit(flows[-1])
         elif kind == "take" and len(running) < 2:
             running += filter(None, [queue.take()])
@@ -128,7 +138,7 @@ def test_whatever_happens_each_flow_is_answered_exactly_once(scorer: Scorer, ste
             result = flow.future.result(0)
             scored = result.reason_B == 0
             assert result.logits_BK[scored, 0].tolist() == flow.prepared.length_B[scored].tolist()
-    assert (queue._leaders, len(queue._live)) == ({}, 0)
+    assert (queue._leaders, len(queue._live), len(queue._new), len(queue._old)) == ({}, 0, 0, 0)
 
 
 def _end(queue: FairQueue, batch: Batch, how: str) -> None:
@@ -150,6 +160,63 @@ def test_a_small_request_waits_for_one_batch_of_a_large_one(scorer: Scorer):
 
     assert list(first.rows) == [large]
     assert {flow: len(rows) for flow, rows in second.rows.items()} == {small: 8, large: 12}
+
+
+def test_a_small_request_does_not_wait_behind_a_large_one_that_holds_the_same_pairs(scorer: Scorer):
+    """400 rows wait, then 8 of the same pairs come: they are in the next batch, and the large request follows them."""
+    keys = [row.to_bytes(2) for row in range(400)]
+    queue = FairQueue(batch_s=BATCH_S)
+    large, small = flow_of(scorer, [20] * 400, keys=keys), flow_of(scorer, [20] * 8, keys=keys[200:208])
+    queue.submit(large)
+    begun = queue.take()
+    queue.submit(small)
+    left = (large.ticket.left, small.ticket.left)
+    second = queue.take()
+    queue.complete(begun, logits_of(begun), 0.001)
+    queue.complete(second, logits_of(second), 0.001)
+
+    assert left == (392 * 20, 8 * 20)
+    assert len(second.rows[small]) == 8
+    assert small.future.done()
+    assert not small.cached_B.any()
+    assert np.flatnonzero(large.cached_B).tolist() == list(range(200, 208))
+    run_all(queue)
+    assert large.future.result(0).logits_BK[:, 0].tolist() == [20] * 400
+
+
+def test_a_pair_in_a_running_batch_and_one_of_a_smaller_request_are_followed(scorer: Scorer):
+    """Neither is computed again, and the smaller one keeps its place."""
+    queue = FairQueue(batch_s=BATCH_S)
+    first = flow_of(scorer, [20] * 20, keys=[bytes([row]) for row in range(20)])
+    queue.submit(first)
+    batch = queue.take()
+    waiting = flow_of(scorer, [20, 20], keys=[b"a", b"b"])
+    second = flow_of(scorer, [20] * 4, keys=[bytes([0]), b"a", b"b", b"c"])
+    queue.submit(waiting)
+    queue.submit(second)
+
+    assert (second.rows, second.open_rows) == ([3], 4)
+    queue.complete(batch, logits_of(batch), 0.001)
+    assert run_all(queue)[0].n_rows == 3
+    assert second.future.result(0).cached_B.tolist() == [True, True, True, False]
+
+
+def test_a_row_handed_back_in_the_turn_that_emptied_its_flow_is_in_line_once(scorer: Scorer):
+    """Its own rows were taken just before the one that it follows for another row is found late."""
+    queue = FairQueue(batch_s=BATCH_S)
+    leader = flow_of(scorer, [*[10] * 40, 11], keys=[*(bytes([row]) for row in range(40)), b"x"])
+    heir = flow_of(scorer, [12, 11], keys=[b"own", b"x"])
+    queue.submit(leader)
+    assert queue.take().n_rows == 40
+    queue.submit(heir)
+    leader.ticket.deadline = monotonic()
+
+    batch = queue.take()
+
+    assert leader.future.done()
+    assert sorted(batch.rows[heir]) == [0, 1]
+    queue.complete(batch, logits_of(batch), 0.001)
+    assert heir.future.result(0).logits_BK[:, 0].tolist() == [12, 11]
 
 
 def test_new_requests_do_not_starve_an_old_one(scorer: Scorer):

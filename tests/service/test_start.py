@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 
 import pytest
 
@@ -75,6 +76,20 @@ def test_a_policy_that_is_not_there_is_named(tiny_bundle, launch_failing, tmp_pa
 def test_a_wrong_option_is_refused_by_name(tiny_bundle, launch_failing):
     """A port out of range."""
     assert "port" in launch_failing("--bundle", str(tiny_bundle), "--port", "70000")
+
+
+@pytest.mark.parametrize("admin", [False, True])
+def test_a_port_that_is_taken_ends_the_start(tiny_bundle, launch_failing, admin):
+    """The status is that of every refused start; the other port's server ends too."""
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = [str(one.getsockname()[1]) for one in ((free, taken) if admin else (taken, free))]
+        free.close()
+        settings = {"admin_port": ports[1]} if admin else {}
+
+        assert "expected a free port" in launch_failing("--bundle", str(tiny_bundle), "--port", ports[0], **settings)
 
 
 def test_verify_prints_what_it_checked(tiny_bundle, capsys):
