@@ -117,6 +117,19 @@ def test_many_callers_at_once_each_get_their_own_answer(model: Model):
         assert pytest.approx(expected.score_B, abs=1e-4) == answer.scored.score_B
 
 
+def test_costs_are_not_learnt_from_items_that_were_cut(batcher, gate):
+    """What a text of 2,000 characters costs, 96 tokens, tells nothing of a short one."""
+    gate.open.set()
+    short = batcher.model.scorer.texts("kettle", [Item("steel kettle")] * 50, locale=None)
+    before = batcher.model.costs.tokens(short)
+    documents = [Item("steel kettle " * 150)] * 50
+    asyncio.run(batcher.score(replace(_work(50), items=documents)))
+    assert batcher.model.costs.tokens(short) == before
+
+    asyncio.run(batcher.score(_work(50)))
+    assert batcher.model.costs.tokens(short) != before
+
+
 def test_a_prefetching_engine_gives_the_same_answers(model: Model):
     """Batches assembled while the one before runs: same scores, each request once."""
     batcher = Batcher(model, Telemetry(), BatcherOptions(batch_s=0.001, engines=EngineOptions(prefetch=True)))
