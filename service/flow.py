@@ -57,7 +57,7 @@ class Flow:
         waiting = waiting[np.argsort(prepared.length_B[waiting], kind="stable")]
         self.rows: list[int] = waiting.tolist()
         self.lengths: list[int] = prepared.length_B[waiting].tolist()
-        self.waiting_tokens = sum(self.lengths)
+        self.waiting_tokens: int = sum(self.lengths)
         self.open_rows = len(self.rows)
         self.failed_rows = 0
         self.deficit = 0.0
@@ -84,11 +84,11 @@ class Flow:
         """Take rows from the waiting ones, and give their tokens."""
         if not rows:
             return 0
-        before = self.waiting_tokens
         kept = [(row, length) for row, length in zip(self.rows, self.lengths, strict=True) if row not in rows]
         self.rows, self.lengths = [row for row, _ in kept], [length for _, length in kept]
-        self.waiting_tokens = sum(self.lengths)
-        return before - self.waiting_tokens
+        gone = self.waiting_tokens - sum(self.lengths)
+        self.waiting_tokens -= gone
+        return gone
 
     def deliver(self, rows: NDArray[np.int64], logits_NK: NDArray[np.float32], *, cached: bool = False) -> None:
         """Take the logits of some rows."""

@@ -125,7 +125,6 @@ def test_costs_are_not_learnt_from_items_that_were_cut(batcher, gate):
     documents = [Item("steel kettle " * 150)] * 50
     asyncio.run(batcher.score(replace(_work(50), items=documents)))
     assert batcher.model.costs.tokens(short) == before
-
     asyncio.run(batcher.score(_work(50)))
     assert batcher.model.costs.tokens(short) != before
 
