@@ -19,7 +19,7 @@ LIMITS = {
 }
 CUTS = {"cut_points": [0.1, 0.25, 0.45, 0.65], "certified": False}
 INFO = {
-    "bundle": "1c957e4575a1c966",
+    "bundle": "68451eac1e7074d1",
     "model": "scripted",
     "precision": "fp32",
     "provider": "cpu",
