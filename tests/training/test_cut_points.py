@@ -191,7 +191,7 @@ def test_what_rules_alone_decide_is_read_off_the_policy():
         {"name": "cup", "query_matches": "cup", "cap_tier": 3},
     ]
     cuts = CutPoints(values=(0, 0, 0, 0), certified=False)
-    policy = TierPolicy.model_validate({"version": "v", "pooled": cuts, "rules": rules})
+    policy = TierPolicy.model_validate({"version": "v", "pooled": cuts, "locales": {"us": cuts}, "rules": rules})
     complement, exact = [0, 0, 1, 0], [1, 0, 0, 0]
     worst, best = rule_outcomes(
         policy,
