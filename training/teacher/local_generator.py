@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.teacher.generator import Completion, Prompt, failed
+from training.teacher.roomy_cache import roomy_cache
 from training.teacher_recipe import SamplingRecipe
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class LocalGenerator:
         warpers = self._warpers()
         new: list[list[int]] = [[] for _ in batch]
         rows, writing = np.arange(len(batch)), np.ones(len(batch), dtype=bool)
-        position_BL, cache = (mask_BL.cumsum(dim=1) - 1).clamp(min=0), None
+        position_BL, cache = (mask_BL.cumsum(dim=1) - 1).clamp(min=0), roomy_cache(self._model)
         for step in range(self.recipe.max_new_tokens):
             out = self._model(
                 input_ids=ids_BL,
@@ -167,7 +168,7 @@ class LocalGenerator:
                 prompts = torch.tensor([prompt_of[tuple(job.ids)] for job in batch], device=mask_BL.device)
                 cache.batch_select_indices(prompts)
                 logits_BV, mask_BL = logits_BV[prompts], mask_BL[prompts]
-            token_B = _drawn(warpers(ids_BL, logits_BV), uniform_BT[rows, step], self.recipe)
+            token_B = _drawn(logits_BV, uniform_BT[rows, step], self.recipe, warpers)
             tokens = token_B.tolist()
             for place in np.flatnonzero(writing):
                 new[rows[place]].append(tokens[place])
@@ -198,7 +199,7 @@ class LocalGenerator:
         )
 
     def _warpers(self) -> Any:  # noqa: ANN401 - transformers is untyped
-        """Give what turns logits into those that are drawn from; nothing for greedy decoding."""
+        """Give what turns the logits of the `top_k` likeliest tokens into those that are drawn from."""
         from transformers.generation import logits_process as processes
 
         recipe = self.recipe
@@ -206,8 +207,6 @@ class LocalGenerator:
         if recipe.temperature == 0:
             return warpers
         warpers.append(processes.TemperatureLogitsWarper(recipe.temperature))
-        if recipe.top_k:
-            warpers.append(processes.TopKLogitsWarper(recipe.top_k))
         if recipe.top_p < 1:
             warpers.append(processes.TopPLogitsWarper(recipe.top_p))
         return warpers
@@ -282,17 +281,30 @@ class _LabelRow:
     ends: list[list[int]]
 
 
-def _drawn(logits_BV: torch.Tensor, uniform_B: torch.Tensor, recipe: SamplingRecipe) -> torch.Tensor:
+def _drawn(
+    logits_BV: torch.Tensor,
+    uniform_B: torch.Tensor,
+    recipe: SamplingRecipe,
+    warpers: Any,  # noqa: ANN401 - transformers is untyped
+) -> torch.Tensor:
     """Give of each row the token at which its running sum passes the row's number; greedy, the likeliest.
 
     A sample of the distribution, as multinomial sampling is, but of numbers that belong to the row, not to the batch.
+    The `top_k` likeliest are taken out first, in the order of the vocabulary, so that what follows, a sort among it,
+    is of them alone.
 
     Returns: int64 of shape (B,).
     """
     if recipe.temperature == 0:
         return logits_BV.argmax(dim=-1)
+    place_BV: torch.Tensor | None = None
+    if 0 < recipe.top_k < logits_BV.shape[-1]:
+        place_BV = logits_BV.topk(recipe.top_k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        logits_BV = logits_BV.gather(-1, place_BV)
+    logits_BV = warpers(None, logits_BV)
     sum_BV = logits_BV.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total_B1 = sum_BV[:, -1:]
     target_B1 = uniform_B.to(logits_BV.device).unsqueeze(1) * total_B1
     target_B1 = torch.minimum(target_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-    return torch.searchsorted(sum_BV, target_B1, right=True).squeeze(1)
+    drawn_B1 = torch.searchsorted(sum_BV, target_B1, right=True)
+    return (drawn_B1 if place_BV is None else place_BV.gather(-1, drawn_B1)).squeeze(1)
