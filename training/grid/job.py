@@ -88,7 +88,7 @@ def _figures(run: Run) -> dict[str, float | int | None]:
         "dev": round(figure, 5),
         "pairs_per_second": speeds[len(speeds) // 2] if speeds else None,
         "parameters": parameters,
-        "guidance_explained": _explained(notes),
+        "guidance_explained": _explained(notes) if run.recipe.student.guidance.loss == "mse" else None,
         "guidance_reachable": _last(notes, "guidance_reachable"),
         "rationale_tokens_read": _last(notes, "rationale_tokens_read"),
         "seconds": round(sum(note.get("seconds", 0.0) for note in notes if "pairs_per_second" in note), 1),

@@ -38,6 +38,8 @@ from training.runs import DONE, Run, commit, hash_json, log, stage_arguments
 TUNING_SEED = 1000
 """Seed of every trial, none of a grid's own."""
 VISIBLE = "visible"
+_LAMBDA = "student.guidance_weight"
+"""A system that borrows another's trials keeps a λ of its own, as λ = 0 at LRKD's learning rates does."""
 LSA_WIDTH = 384
 _BESIDE_A_FIT = {"grid", "stages", "name", "teacher"}
 """Recipe keys that decide no fit by themselves; what the teacher's stages made, the shared stages' hashes tell."""
@@ -147,8 +149,9 @@ def _tuned(recipe: Recipe, systems: list[System]) -> dict[str, dict[str, object]
     tuned = {}
     for system, source in zip(systems, sources, strict=True):
         if source is not None:
-            own = system.overrides if system.group == "sweep" else {}
-            tuned[system.name] = {key: value for key, value in best[source].items() if key not in own}
+            own = set(system.overrides) if system.group == "sweep" else {_LAMBDA} & set(system.overrides)
+            kept = set() if system.search else own
+            tuned[system.name] = {key: value for key, value in best[source].items() if key not in kept}
     return tuned
 
 
