@@ -70,7 +70,8 @@ class Run:
         Args: files: name → the hash of it that the stage's inputs told, None where they do not, and where it lies.
         Raises: RunError: naming the stage that is to be run again.
         """
-        changed = [name for name, (told, path) in files.items() if told is not None and told != hash_file(path)]
+        told_of = {name: (told, path) for name, (told, path) in files.items() if told is not None}
+        changed = [n for n, (told, path) in told_of.items() if not path.is_file() or told != hash_file(path)]
         if changed:
             raise RunError(
                 f"{self.folder(stage)}: expected what was made of the present {', '.join(changed)}, found that of "

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from training.teacher.decoder import make_decoder, train_tokenizer
 from training.teacher.generator import Prompt
 from training.teacher.grouped_attention import NAME, use_grouped_attention
-from training.teacher.local_generator import LocalGenerator
+from training.teacher.local_generator import LocalGenerator, _drawn
 from training.teacher.policy import Policy
 from training.teacher_recipe import DecoderRecipe, SamplingRecipe
 
@@ -296,3 +302,16 @@ def test_the_name_holds_model_sampling_and_seed(policy):
     assert name.startswith("local: tiny, temperature 0.7, top_p 0.99, top_k 50, max_tokens 8")
     assert generator(policy, batch_size=3).name == name
     assert len({name, generator(policy, seed=1).name, generator(policy, thinking=True).name}) == 3
+
+
+def test_the_likeliest_taken_first_draw_what_transformers_warpers_draw_from_the_whole_vocabulary():
+    """The same token for the same number, row by row: only the sort is of fewer."""
+    recipe = SamplingRecipe(temperature=0.8, top_k=50, top_p=0.9)
+    whole = [TemperatureLogitsWarper(0.8), TopKLogitsWarper(50), TopPLogitsWarper(0.9)]
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = 3 * torch.randn(256, 3000, generator=generator)
+    uniform_B = torch.rand(256, dtype=torch.float64, generator=generator)
+    drawn = _drawn(logits_BV, uniform_B, recipe, LogitsProcessorList([whole[0], whole[2]]))
+    everything = SamplingRecipe(temperature=0.8, top_k=0, top_p=0.9)
+
+    assert torch.equal(drawn, _drawn(logits_BV, uniform_B, everything, LogitsProcessorList(whole)))

@@ -20,6 +20,8 @@ _ROOM = 64
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
     """One layer's cache; as `DynamicLayer`, but what it gives are views of tensors that have room."""
 
+    keys: Tensor
+    values: Tensor
     _rooms: list[Tensor] | None = None
 
     def update(
@@ -34,7 +36,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         before = self.get_seq_length()
         after = before + key_states.shape[-2]
         if self._rooms is None or self._rooms[0].shape[-2] < after:
-            self._rooms = [_longer(kept, new, after) for kept, new in self._pairs(key_states, value_states)]
+            self._rooms = [_longer(self.keys, key_states, after), _longer(self.values, value_states, after)]
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, before:after] = new
         self.keys, self.values = (room[:, :, :after] for room in self._rooms)
@@ -44,9 +46,6 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         """Keep some sequences; the next update makes room anew."""
         super().batch_select_indices(indices)
         self._rooms = None
-
-    def _pairs(self, key_states: Tensor, value_states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(self.keys, key_states), (self.values, value_states)]
 
 
 def roomy_cache(model: PreTrainedModel) -> Cache | None:
