@@ -38,7 +38,8 @@ class SamplingRecipe(Section):
         `generate` and `judge --policy base` ask; policy_model: its name for the run's fine-tuned policy, which all
         stages after `sft` ask, with `{fold}` for the fold's number when cross-fitting; base_url, key_variable: of the
         server, and the environment variable with its key;
-        concurrency: requests in flight; retries: of one request; timeout_s: of one request; prompt_price,
+        concurrency: requests in flight; retries: of one request; timeout_s: of one request; unanswered: share of the
+        answers of one asking that may stay away for a reason that may pass, such as a timeout; prompt_price,
         completion_price: per million tokens, for the ledger; batch_size: sequences at a time, `local` only; thinking:
         the chat template's `enable_thinking`; extensions: send `top_k` and `enable_thinking`, which vLLM and SGLang
         read, and which strict servers (api.openai.com, `transformers serve`) refuse, so that they are asked with false.
@@ -53,6 +54,7 @@ class SamplingRecipe(Section):
     concurrency: int = Field(default=64, ge=1)
     retries: int = Field(default=5, ge=0)
     timeout_s: float = Field(default=120.0, gt=0)
+    unanswered: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=0.99, gt=0, le=1)
     top_k: int = Field(default=50, ge=0)
@@ -70,6 +72,7 @@ ASIDE = {
     "concurrency",
     "retries",
     "timeout_s",
+    "unanswered",
     "prompt_price",
     "completion_price",
     "batch_size",

@@ -14,8 +14,11 @@ from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pair
 from training.baselines import BASELINES, average, predict_baseline
 from training.baselines.lexical import TermIndex
 from training.baselines.score_map import fit_score_map, map_scores
+from training.grid import job
+from training.grid.status import read_status, write_status
+from training.grid.systems import SYSTEMS
 from training.predictions import predictions_of, write_predictions
-from training.recipe import DataRecipe, EmbedRecipe, Recipe
+from training.recipe import DataRecipe, EmbedRecipe, Recipe, load_recipe
 from training.runs import Run
 from training.student_recipe import FitRecipe, StudentRecipe
 from training.words import stems
@@ -189,6 +192,51 @@ def test_an_average_is_the_log_of_the_mean_softmax(tmp_path, rng):
     found = average([tmp_path / "0", tmp_path / "1"])["test"]
     softmaxes = [np.exp(m) / np.exp(m).sum(axis=1, keepdims=True) for m in members]
     assert found == pytest.approx(np.log(np.mean(softmaxes, axis=0)))
+
+
+def test_an_average_needs_the_splits_that_its_fits_predict_and_no_others(tmp_path):
+    """A grid that predicts dev and test alone has averages of dev and test."""
+    for split in ("dev", "test"):
+        write_predictions(
+            tmp_path / f"predictions.{split}.parquet", predictions_of(shop("x", 3), np.zeros((12, 4)), ESCI)
+        )
+
+    assert set(average([tmp_path], ("dev", "test"))) == {"dev", "test"}
+
+
+def average_job(tmp_path, states):
+    """Run the job of an average whose members ended so; give its exit status and its own status."""
+    system = next(s for s in SYSTEMS.values() if s.kind == "average")
+    for member, state in zip(system.members, states, strict=True):
+        (tmp_path / "fits" / member / "seed_0").mkdir(parents=True)
+        if state is not None:
+            write_status(tmp_path / "fits" / member / "seed_0", {"state": state, "config_hash": "old"})
+    own = tmp_path / "fits" / system.name / "seed_0"
+    own.mkdir(parents=True)
+    (own / "recipe.json").write_text(load_recipe("tiny").model_dump_json())
+    words = ["--out", str(own), "--shared", str(tmp_path), "--system", system.name, "--seed", "0"]
+    return job.main([*words, "--config-hash", "h"]), read_status(own)
+
+
+@pytest.mark.parametrize("missing", ["failed", None, "done"])
+def test_an_average_whose_member_has_not_ended_is_made_later(tmp_path, missing):
+    """Failed, never begun, or of another configuration: none is frozen as an end, even beside one that diverged."""
+    first, *others = next(s for s in SYSTEMS.values() if s.kind == "average").members
+    (tmp_path / "grid.json").write_text(json.dumps({"config_hashes": {f"{first}/seed_0": "new"}}))
+
+    code, status = average_job(tmp_path, [missing, *("diverged" for _ in others)])
+
+    assert (code, status["state"]) == (1, "failed")
+
+
+def test_an_average_of_diverged_fits_has_ended(tmp_path):
+    """Nothing will mend it; the error names the members."""
+    _, *others = next(s for s in SYSTEMS.values() if s.kind == "average").members
+
+    code, status = average_job(tmp_path, ["diverged", *("done" for _ in others)])
+
+    assert (code, status["state"]) == (0, "diverged")
+    assert "diverged" in status["error"]
 
 
 def test_fits_of_other_pairs_are_not_averaged(tmp_path):

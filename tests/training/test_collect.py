@@ -63,7 +63,7 @@ def test_the_shortest_right_answer_of_each_pair_and_perspective_is_kept():
     report = keeper.report(kept, PRICES)
 
     assert [(s.pair_id, s.sample) for s in kept] == [("a", 2), ("b", 0)]
-    assert report["dropped"] == {"short": 0, "long": 0, "duplicate": 0, "surplus": 1, "balance": 0}
+    assert report["dropped"] == {"cut_off": 0, "short": 0, "long": 0, "duplicate": 0, "surplus": 1, "balance": 0}
     assert report["classes"]["user/E"] == {
         "pairs": 1,
         "answers": 4,
@@ -136,6 +136,19 @@ def test_every_answer_is_drawn_where_resampling_is_off(tiny_pairs, tmp_path):
     assert len(asked_pairs(make_run(tmp_path, tiny_pairs))) * 3 * 3 == len(teacher.asked)
 
 
+def test_a_right_answer_that_was_cut_off_is_not_kept():
+    """With its label first it is readable, but SFT would learn to stop amid a sentence."""
+    samples = [
+        sample_of("a", "user", 0, "E", "the shoe", finish_reason="length"),
+        sample_of("a", "user", 1, "E", "another", problems=("cut_off",)),
+        sample_of("a", "user", 2, "E", "the red shoe fits"),
+    ]
+    keeper = keeper_of({"a": "E"})
+
+    assert [s.sample for s in keeper.keep(samples)] == [2]
+    assert keeper.report([], PRICES)["dropped"]["cut_off"] == 2
+
+
 def test_equal_texts_count_once_and_lengths_are_bounded():
     """Case and punctuation make no other text; Japanese is counted by characters."""
     samples = [
@@ -150,6 +163,7 @@ def test_equal_texts_count_once_and_lengths_are_bounded():
 
     assert [s.sample for s in kept] == [1, 2]
     assert keeper.report(kept, PRICES)["dropped"] == {
+        "cut_off": 0,
         "short": 1,
         "long": 1,
         "duplicate": 1,

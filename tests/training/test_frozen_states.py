@@ -139,3 +139,22 @@ def test_a_cpu_without_bf16_trains_in_full_precision_and_says_so(monkeypatch, ca
     with caplog.at_level("WARNING"):
         assert not train.computes_bf16()
     assert "training in float32" in caplog.text
+
+
+def test_what_a_killed_process_never_named_is_deleted_and_what_is_written_is_not(student, tmp_path):
+    """A file without an index goes; that of a process at work stays until it names it, and is found then."""
+    writing = FrozenStates(tmp_path, student.encoder, 1)
+    inputs = batch(2, 8)
+    writing.last_states(student.encoder, *inputs)
+    (own,) = writing._folder.glob(f"*{STATES}")
+    forgotten = own.with_name(f"1-dead{STATES}")
+    forgotten.write_bytes(b"half a row")
+    other = FrozenStates(tmp_path, student.encoder, 1)
+    assert own.is_file()
+    assert not forgotten.exists()
+    writing.save()
+    third = FrozenStates(tmp_path, student.encoder, 1)
+    third.last_states(student.encoder, *inputs)
+    assert (third.computed, writing.computed) == (0, 2)
+    for states in (writing, other, third):
+        states.close()

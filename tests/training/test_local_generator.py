@@ -18,6 +18,7 @@ from training.teacher.generator import Prompt
 from training.teacher.grouped_attention import NAME, use_grouped_attention
 from training.teacher.local_generator import LocalGenerator, _drawn
 from training.teacher.policy import Policy
+from training.teacher.sft_rows import SftRow, encode_rows
 from training.teacher_recipe import DecoderRecipe, SamplingRecipe
 
 TEXTS = [
@@ -283,6 +284,24 @@ def test_label_probabilities_are_those_of_the_labels_tokens_after_the_prefix(pol
     np.testing.assert_allclose(found_NK, expected_NK, atol=1e-5)
     np.testing.assert_allclose(found_NK.sum(axis=1), 1.0)
     assert np.ptp(found_NK, axis=1).min() > 0.05
+
+
+def test_a_label_is_forced_where_fine_tuning_wrote_it_also_with_thinking(policy):
+    """With `thinking` the template writes an empty think block into the answer: SFT's rows have it, so has a prefix."""
+    messages, prefix, ends = [p.messages for p in prompts()], "home sweet home label: ", ["E", "S"]
+    starts = []
+    for own in messages:
+        row = SftRow("p", tuple(map(dict, own)), prefix + "E")
+        (encoded,) = encode_rows([row], policy.tokenizer, thinking=True, max_tokens=10_000)
+        starts.append(policy.tokenizer.decode(encoded.input_ids).partition(prefix)[0])
+    assert all(start.endswith("</think>\n\n") for start in starts)
+    expected = [[policy.tokenizer(start + prefix + end)["input_ids"] for end in ends] for start in starts]
+    found = generator(policy, thinking=True).label_probabilities(messages, [prefix] * len(messages), ends)
+
+    for own_K, texts in zip(found, expected, strict=True):
+        with torch.inference_mode():
+            logits = [policy.model(torch.tensor([ids])).logits[0, -2, ids[-1]] for ids in texts]
+        np.testing.assert_allclose(own_K, torch.stack(logits).softmax(dim=0).numpy(), atol=1e-5)
 
 
 def test_an_answer_beyond_the_context_has_no_label_probabilities(policy):

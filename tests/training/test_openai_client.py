@@ -1,13 +1,18 @@
 """The client of OpenAI-compatible servers against a real server that misbehaves: nothing lost, nothing paid twice."""
 
+import json
+
 import pytest
 from client_makers import asked, generator, prompt, texts
 from llm_server import answer_to
 from llm_servers import LlmServer
 
-from relevance.errors import InputError, RecipeError
+from relevance.errors import InputError, RecipeError, RunError
 from relevance.labels import ESCI
+from training.recipe import load_recipe
+from training.runs import LEDGER, Run
 from training.teacher.openai_client import OpenAiGenerator
+from training.teacher.text_generators import noted
 from training.teacher_recipe import SamplingRecipe
 
 
@@ -58,15 +63,45 @@ def test_a_refused_request_is_not_sent_again_and_its_error_holds_the_servers_wor
     assert client.ledger.figures()["errors"] == {"status 400": 1}
 
 
-def test_a_server_that_is_too_slow_gives_an_error_after_its_retries(server, tmp_path):
-    """The first request and one retry run into the time limit; the run goes on."""
+def test_what_may_pass_ends_the_asking_after_all_else_is_answered_and_is_asked_again(server, tmp_path):
+    """First request and one retry run into the time limit: no row for good; the next asking sends this one alone."""
     client = generator(server.url, tmp_path / "store.jsonl", retries=1, timeout_s=0.3)
+    prompts = [prompt("slow", "slow 2 mug"), *(prompt(str(n), f"ok mug-{n}") for n in range(8))]
+    found = []
 
-    found = {c.key: c for c in client.complete([prompt("slow", "slow 9 mug"), prompt("b", "ok mug")])}
+    with pytest.raises(RunError, match=r"expected 9 answers, found 1 missing for reasons .*timeout × 1"):
+        found.extend(client.complete(prompts))
+    assert {c.key for c in found} == {str(n) for n in range(8)}
+    assert len(asked(server, "slow 2 mug")) == 2
 
+    again = generator(server.url, tmp_path / "store.jsonl", retries=1, timeout_s=30)
+    assert {c.key for c in again.complete(prompts) if c.error is None} == {c.key for c in found} | {"slow"}
+    assert (again.ledger.requests, again.ledger.stored) == (1, 8)
+
+
+def test_a_share_of_answers_may_stay_away_where_the_recipe_says_so(server, tmp_path):
+    """One of nine, and a ninth is allowed: a completion with its error."""
+    client = generator(server.url, tmp_path / "store.jsonl", retries=0, timeout_s=0.3, unanswered=0.12)
+    prompts = [prompt("slow", "slow 9 mug"), *(prompt(str(n), f"ok mug-{n}") for n in range(8))]
+
+    found = {c.key: c for c in client.complete(prompts)}
+
+    assert len(found) == 9
     assert found["slow"].error == "timeout: expected an answer within 0.3 s, found none"
-    assert found["b"].error is None
-    assert len(asked(server, "slow 9 mug")) == 2
+
+
+def test_a_second_asking_notes_what_it_took_itself(server, tmp_path):
+    """Two askings of one client: two lines in the run's ledger, whose sums are what both took."""
+    run = Run(load_recipe("tiny"), tmp_path)
+    client = generator(server.url, tmp_path / "store.jsonl", retries=0, prompt_price=2.0)
+    for action in ("ok mug", "refuse 1 pan"):
+        with noted(run, "generate", client):
+            list(client.complete([prompt(action, f"{action} {n}") for n in range(3)]))
+    first, second = map(json.loads, (tmp_path / LEDGER).read_text().splitlines())
+
+    assert (first["answers"], second["answers"], client.ledger.answers) == (3, 0, 3)
+    assert (first["errors"], second["errors"]) == ({}, {"status 400": 3})
+    assert (first["cost"], second["cost"]) == (pytest.approx(client.ledger.cost), 0)
 
 
 def test_streams_and_answers_in_the_reasoning_field_are_read(server, tmp_path):

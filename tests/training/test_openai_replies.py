@@ -55,6 +55,39 @@ def test_a_failure_holds_the_servers_words_and_whether_to_try_again(status, body
     assert found.again is again
 
 
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_thoughts_are_the_answer_where_there_is_no_other_unless_the_limit_cut_them(field, streamed):
+    """vLLM's name of today and of before; half a thought that weighs a label must not be parsed as a verdict."""
+
+    def read(finish, **message):
+        """Read one choice, whole or as the pieces of a stream."""
+        choice = {"delta" if streamed else "message": message, "finish_reason": finish}
+        body = json.dumps({"choices": [choice], "usage": {"completion_tokens": 5}}).encode()
+        kind = "text/event-stream" if streamed else "application/json"
+        return read_reply(200, kind, b"data: " + body + b"\n\n" if streamed else body)
+
+    assert read("stop", **{field: "label: E"}).text == "label: E"
+    assert read("stop", **{field: "I weigh label: S", "content": "label: E"}).text == "label: E"
+    assert read("length", **{field: "I weigh label: S"}) == Reply("", "length", None, 5, ())
+    assert read("length").text == ""
+
+
+def test_tokens_that_nobody_can_see_are_a_failure():
+    """Five tokens were paid for and no known field holds a text; one token may be the end alone."""
+
+    def read(tokens):
+        """Read an answer without text."""
+        whole = {"choices": [{"message": {"thoughts": "E"}, "finish_reason": "stop"}]}
+        return read_reply(
+            200, "application/json", json.dumps(whole | {"usage": {"completion_tokens": tokens}}).encode()
+        )
+
+    assert isinstance(read(5), Failure)
+    assert "counts 5 tokens" in read(5).message
+    assert read(1) == Reply("", "stop", None, 1, ())
+
+
 def test_an_error_inside_a_stream_is_a_failure():
     """As `transformers serve` reports what went wrong after its headers were sent."""
     found = read_reply(200, "text/event-stream", b'data: {"error": "out of memory"}')

@@ -50,6 +50,7 @@ def test_a_wrong_answer_is_rejected_for_a_right_one_of_another_perspective():
         ([RIGHT, answer("rule", 0, "S", "the kettle is red as asked", tokens=20)], "same_words"),
         ([RIGHT, answer("rule", 0, "S", "other words", tokens=20, problems=("repaired",))], "malformed"),
         ([RIGHT, answer("rule", 0, "S", "other words", tokens=20, finish_reason="length")], "malformed"),
+        ([RIGHT, answer("rule", 0, "S", "other words", tokens=20, problems=("cut_off",))], "malformed"),
     ],
 )
 def test_a_pair_without_a_preference_says_why(answers, reason):

@@ -23,7 +23,7 @@ from training.teacher.policy import Policy, PolicyRecord, save_policy
 from training.teacher.programmatic_generator import LabelGuesses, ProgrammaticGenerator
 from training.teacher.prompts import PromptBook
 from training.teacher.responses import parse_response
-from training.teacher.text_generators import STORE, ledger_figures, make_text_generator
+from training.teacher.text_generators import STORE, make_text_generator
 from training.teacher_recipe import DecoderRecipe
 
 RECIPE = """\
@@ -198,9 +198,8 @@ def test_the_recipe_names_the_generator(run, tmp_path):
     assert isinstance(server, OpenAiGenerator)
     assert server.store.path == run.path / STORE
     assert own_store.store.path == tmp_path / "s.jsonl"
-    assert ledger_figures(server)["requests"] == 0
+    assert server.ledger.requests == 0
     assert isinstance(programmatic, ProgrammaticGenerator)
-    assert ledger_figures(programmatic) == {}
     with pytest.raises(RecipeError, match="expected the folder or hub name of a policy"):
         make_text_generator(sampling(run, kind="local"), None)
 

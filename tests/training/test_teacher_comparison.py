@@ -23,12 +23,14 @@ from training.grid.teacher_comparison import (
     without_dev_figures,
     write_comparison,
 )
-from training.grid.teacher_results import named_predictions
+from training.grid.teacher_results import named_predictions, read_results
 from training.grid.teacher_systems import EQUAL_TOKENS, SINGLE, TEACHERS
 from training.grid.teacher_table import teacher_table
 from training.predictions import Predictions, write_predictions
 from training.recipe import load_recipe
 from training.runs import DONE, Run
+from training.teacher.policy import policy_identity
+from training.teacher.prompts import PromptBook
 from training.teacher.samples import sample_line
 
 N_QUERIES, N_ITEMS = 40, 6
@@ -285,6 +287,28 @@ def test_the_base_model_is_compared_under_each_prompt_that_it_was_judged_with(tm
     assert verdicts["mpcot_sft", "base"] == verdicts["mpcot_sft", "base_rule"] == "ahead"
     assert ("mpcot_sft", "base_user") not in verdicts
     assert "| base model, without examples, business rule | 1 | 0." in table
+
+
+def test_a_judgement_of_another_base_model_is_refused(tmp_path):
+    """The base was pre-trained again after it was judged; one whose record says nothing is taken as it is."""
+    (tmp_path / "made-up.toml").write_text(RECIPE)
+    run = Run(load_recipe(str(tmp_path / "made-up.toml"), ["teacher.base=scratch"]), tmp_path)
+    write_judged(tmp_path / "judge_base", judged(0.5, 0))
+    policy = tmp_path / "teacher_pretrain" / "policy"
+    policy.mkdir(parents=True)
+    (policy / "model.safetensors").write_bytes(b"weights")
+    (policy.parent / DONE).write_text("{}")
+    told = {"policy": policy_identity(policy), "prompts": PromptBook.load(run.recipe.teacher.prompt, ESCI).fingerprint}
+    inputs = tmp_path / "judge_base" / "inputs.json"
+    inputs.write_text(json.dumps({"inputs": told}))
+
+    assert list(read_results(run, tmp_path / "teachers").predictions["base"]) == [run.recipe.seed]
+    (policy / "model.safetensors").write_bytes(b"others!")
+    with pytest.raises(RunError, match="judge_base: expected a judgement of the run's own base model"):
+        read_results(run, tmp_path / "teachers")
+    inputs.write_text(json.dumps({"inputs": told | {"policy": policy_identity(policy), "prompts": "older"}}))
+    with pytest.raises(RunError, match="prompts"):
+        read_results(run, tmp_path / "teachers")
 
 
 def make_by_hand(out, system, teacher):

@@ -247,13 +247,17 @@ def test_dpos_policy_of_an_older_sft_is_not_the_teacher(tmp_path):
 
 
 def test_a_policy_is_known_by_what_its_folder_holds(folders, tmp_path):
-    """A copy is the same policy; other weights, another tokenizer or another base make another; a hub name stays."""
+    """A copy is the same policy; other weights, tokenizer, template or base make another; a hub name stays."""
     full, adapter = policy_identity(folders[0]), policy_identity(folders[1])
     shutil.copytree(folders[0], tmp_path / "a" / "policy")
     copied = policy_identity(tmp_path / "a" / "policy").partition("@")[2]
     tokenizer = tmp_path / "a" / "policy" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
 
+    for name, text in {"chat_template.jinja": "{{ 1 }}", "generation_config.json": '{"eos_token_id": 7}'}.items():
+        shutil.copytree(folders[0], tmp_path / name / "policy")
+        (tmp_path / name / "policy" / name).write_text(text)
+        assert policy_identity(tmp_path / name / "policy").partition("@")[2] != copied
     assert copied == full.partition("@")[2]
     assert policy_identity(tmp_path / "a" / "policy").partition("@")[2] != copied
     assert adapter != full

@@ -20,6 +20,7 @@ from training.teacher.parts import fold_of, split_parts
 from training.teacher.policy_annotate import LABELS, RATIONALES, REPORT, PolicyLabel, annotate_by_policy, conclude
 from training.teacher.rationale_teacher import rationale_teacher
 from training.teacher.samples import Sample
+from training.teacher.seen import pairs_read
 from training.teacher.teacher_rationales import write_teacher_rationales
 
 
@@ -250,12 +251,15 @@ def test_annotated_training_pairs_are_soft_labels_in_order(taught):
 
 
 def test_a_log_without_labels_is_annotated_row_by_row(taught, tmp_path):
-    """A repeated pair is asked once, a bad row is named or skipped as the recipe says, and the teacher saw none."""
+    """A repeated pair is asked once, a bad row is named or skipped; a text that was read is seen under any id."""
     run_path = tmp_path / "run"
     shutil.copytree(taught.path, run_path)
     log = tmp_path / "log.jsonl"
     rows = [{"query": "steel lamp", "title": f"desk lamp {n}", "item_id": n} for n in (1, 2, 1)]
     rows.insert(1, {"query": "steel lamp", "title": " ", "item_id": 9})
+    train = list(read_labelled_pairs(taught.path / "data" / "pairs.train.parquet", ESCI))
+    read = next(one.pair for one in train if one.pair.pair_id in pairs_read(taught))
+    rows.append({"query": read.query.text.upper(), "title": f"{read.item.title} ", "item_id": "of-the-log"})
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     label = {"pairs": str(log), "samples": 3, "probabilities": "votes"}
     with pytest.raises(RowError, match=r"log\.jsonl, row 2, column 'title'"):
@@ -265,25 +269,25 @@ def test_a_log_without_labels_is_annotated_row_by_row(taught, tmp_path):
     found = [PolicyLabel.model_validate_json(line) for line in (folder / LABELS).read_text().splitlines()]
     report = json.loads((folder / REPORT).read_text())
 
-    assert [row.pair_id for row in found] == ["steel lamp\t1", "steel lamp\t2"]
-    assert (folder / "samples.all.jsonl").read_text().count("\n") == 6
+    assert [row.pair_id.partition("\t")[2] for row in found] == ["1", "2", "of-the-log"]
+    assert (folder / "samples.all.jsonl").read_text().count("\n") == 9
     assert all(sum(row.probabilities) == pytest.approx(1) for row in found)
-    assert not any(row.annotator_seen_pair for row in found)
+    assert [row.annotator_seen_pair for row in found] == [False, False, True]
     assert report["bad_rows"]["count"] == 1
     assert "row 2" in report["bad_rows"]["first"][0]
 
 
-def sample_of(number, label, rationale="because"):
+def sample_of(number, label, rationale="because", ended="stop"):
     """Give an answer about one pair."""
-    fields = {"text": "t", "evidence": (), "prompt_tokens": 1, "completion_tokens": 1, "finish_reason": "stop"}
+    fields = {"text": "t", "evidence": (), "prompt_tokens": 1, "completion_tokens": 1, "finish_reason": ended}
     problems = () if label else ("no_label",)
     fields |= {"pair_id": "q\ti", "view": "unified", "generator": "g", "error": None, "problems": problems}
     return Sample(sample=number, label=label, rationale=rationale, **fields)
 
 
 def test_the_label_is_the_commonest_and_among_equals_the_more_probable():
-    """Two E, two S and one unreadable: S by its probability; its share is 2/5, its rationale the shortest."""
-    answers = [sample_of(0, "E"), sample_of(1, "S", "a longer one"), sample_of(2, "S", "short"), sample_of(3, "E")]
+    """Two E, two S and one unreadable: S by its probability; its share is 2/5, its rationale the shortest whole one."""
+    answers = [sample_of(0, "E"), sample_of(1, "S", "short"), sample_of(2, "S", "cut", "length"), sample_of(3, "E")]
     answers.append(sample_of(4, None))
     row = conclude(answers, np.array([0.3, 0.6, 0.1, 0.0]), ESCI, seen=True)
 

@@ -70,6 +70,17 @@ def test_a_second_answer_is_drawn_only_where_the_first_was_wrong_or_unreadable(b
     assert len(found) == len(teacher.asked)
 
 
+def test_a_right_answer_that_was_cut_off_is_asked_for_again(book, tiny_pairs):
+    """It names its label first and has half a rationale: nothing to learn from."""
+    cut = '{"label": "E", "evidence": [], "rationale": "the title names the'
+    teacher = FakeTeacher(lambda pair_id, view, n: answer("E") if n else cut)
+    one = tiny_pairs[0]
+
+    found = list(sample_until_right(teacher, book, ESCI, [one], ("user",), samples=2))
+
+    assert [(s.label, s.whole) for s in found] == [("E", False), ("E", True)]
+
+
 def test_an_empty_title_is_a_row_that_was_never_asked(book, pairs):
     """One row a view says why; the pairs around it are asked."""
     nameless = dataclasses.replace(pairs[1], item=Item("  ", id="nameless"))

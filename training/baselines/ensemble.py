@@ -17,15 +17,15 @@ from training.predictions import read_predictions
 from training.recipe import SPLITS, Split
 
 
-def average(folders: Sequence[Path]) -> dict[Split, Floats]:
-    """Give the log of the mean softmax of several fits, of dev, cal and test, each of shape (N, K).
+def average(folders: Sequence[Path], splits: Sequence[Split] = SPLITS[1:]) -> dict[Split, Floats]:
+    """Give the log of the mean softmax of several fits, of each split, each of shape (N, K).
 
-    Args: folders: each holds the predictions.{dev,cal,test}.parquet of one fit.
+    Args: folders: each holds the predictions.SPLIT.parquet of one fit; splits: that fits of the recipe predict.
     Raises: InputError: if there are no folders, a file is missing, or two fits scored other pairs.
     """
     if not folders:
         raise InputError("ensemble: expected folders of fits to average, found none")
-    return {split: _average_split(folders, split) for split in SPLITS if split != "train"}
+    return {split: _average_split(folders, split) for split in splits}
 
 
 def _average_split(folders: Sequence[Path], split: Split) -> Floats:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from relevance.errors import CollapseError
+from relevance.errors import CollapseError, RunError
 from relevance.pairs import read_labelled_pairs
 from training.grid.job_process import run_as_job
 from training.grid.status import read_status
@@ -56,17 +57,39 @@ def _make_predictions(run: Run, system: System) -> None:
             )
         return
     if system.kind == "average":
-        seed = run.path.name
-        folders = [run.path.parents[1] / member / seed for member in system.members]
-        unfinished = [f.parent.name for f in folders if (read_status(f) or {}).get("state") != "done"]
-        if unfinished:
-            raise CollapseError(f"expected members that are done, found {', '.join(unfinished)} that did not finish")
-        logits = average([member / "student" for member in folders])
+        logits = average([member / "student" for member in _members(run, system)], run.recipe.student.predicted)
     else:
         logits = predict_baseline(system.name, run)
-    for split in SPLITS[1:]:
+    for split, logits_NK in logits.items():
         pairs = read_labelled_pairs(run.require("data") / f"pairs.{split}.parquet", scheme)
-        write_predictions(folder / f"predictions.{split}.parquet", predictions_of(pairs, logits[split], scheme))
+        write_predictions(folder / f"predictions.{split}.parquet", predictions_of(pairs, logits_NK, scheme))
+
+
+def _members(run: Run, system: System) -> list[Path]:
+    """Give the folders of the fits that an average is of.
+
+    Raises: CollapseError: if some diverged and so will the average for good; RunError: if others have not finished, or
+        are of another configuration than the grid's.
+    """
+    seed = run.path.name
+    record = (run.shared or run.path) / "grid.json"
+    wanted = json.loads(record.read_text(encoding="utf-8"))["config_hashes"] if record.is_file() else {}
+    folders, diverged, unfinished = [], [], []
+    for member in system.members:
+        folders.append(run.path.parents[1] / member / seed)
+        status = read_status(folders[-1]) or {}
+        own = wanted.get(f"{member}/{seed}") in (None, status.get("config_hash"))
+        if status.get("state") == "diverged" and own:
+            diverged.append(member)
+        elif status.get("state") != "done" or not own:
+            unfinished.append(member)
+    if unfinished:
+        raise RunError(f"{system.name}, {seed}: expected members that are done, found {', '.join(unfinished)} not so")
+    if diverged:
+        raise CollapseError(
+            f"{system.name}, {seed}: expected members that are done, found {', '.join(diverged)} diverged"
+        )
+    return folders
 
 
 def _figures(run: Run) -> dict[str, float | int | None]:

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from relevance.errors import InputError
+from relevance.errors import InputError, RunError
 from relevance.labels import LabelScheme
 from training.grid.status import STATUS
 from training.grid.teacher_systems import teachers_of
 from training.predictions import Predictions, read_predictions
 from training.recipe import PERSPECTIVES
 from training.runs import Run
+from training.teacher.policy import base_policy_identity
+from training.teacher.prompts import PromptBook
 from training.teacher.samples import read_samples
 
 Row = dict[str, Any]
@@ -50,7 +52,8 @@ def read_results(run: Run, folder: Path) -> TeacherResults:
     A job whose gate has no figures of DPO had too few preferences to train on, so that whatever lies there of DPO is
     not its own.
 
-    Raises: InputError: if predictions lie there without the answers that they were made from.
+    Raises: InputError: if predictions lie there without the answers that they were made from; RunError: if those of
+        the base model are of another model or of other prompts than the run's.
     """
     split, scheme = run.recipe.teacher.judge.split, run.recipe.label_scheme
     predictions: dict[str, dict[int, Predictions]] = {}
@@ -68,8 +71,23 @@ def read_results(run: Run, folder: Path) -> TeacherResults:
                 predictions[f"{name}_{phase}"][seed] = named_predictions(job / f"judge_{phase}", split, scheme)
     for name in BASES:
         if (run.path / f"judge_{name}" / _file(split)).is_file():
+            _check_base(run, f"judge_{name}")
             predictions[name] = {run.recipe.seed: named_predictions(run.path / f"judge_{name}", split, scheme)}
     return TeacherResults(predictions, gates, {name: _means(own) for name, own in told.items() if any(own)})
+
+
+def _check_base(run: Run, stage: str) -> None:
+    """Refuse a judgement of the base model from before that model, or its prompts, changed."""
+    told = run.inputs_of(stage)
+    if "policy" not in told:
+        return
+    book = PromptBook.load(run.recipe.teacher.prompt, run.recipe.label_scheme)
+    for name, expected in {"policy": base_policy_identity(run), "prompts": book.fingerprint}.items():
+        if told[name] != expected:
+            raise RunError(
+                f"{run.path / stage}: expected a judgement of the run's own base model ({name} {expected:.40}), found "
+                f"one of {told[name]:.40}; run `relevance judge --policy base` again, or remove the folder"
+            )
 
 
 def named_predictions(folder: Path, split: str, scheme: LabelScheme) -> Predictions:

@@ -130,7 +130,7 @@ class Fit:
 
     def _out_of_patience(self, progress: Progress) -> bool:
         waited = progress.epoch - max(progress.best_epoch, 0)
-        return self._plan.evaluate is not None and waited > self._plan.recipe.patience
+        return self._plan.evaluate is not None and waited >= self._plan.recipe.patience
 
     def _train_epoch(self, progress: Progress, total: int, bar: Any) -> None:  # noqa: ANN401 - tqdm is generic
         self._module.train()
@@ -200,6 +200,8 @@ class Fit:
             shutil.rmtree(new, ignore_errors=True)
         self._accelerator.wait_for_everyone()
         self._accelerator.save_state(str(new))
+        if self._student.frozen is not None:
+            self._student.frozen.save()
         if self._accelerator.is_main_process:
             state = {name: getattr(progress, name) for name in Progress.__slots__}
             (new / "progress.json").write_text(json.dumps(state))

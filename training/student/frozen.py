@@ -7,6 +7,7 @@ Suffixes: B pairs, L tokens, D encoder width.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import weakref
@@ -30,7 +31,8 @@ class FrozenStates:
     """What the embeddings and the lowest layers make of each sequence of tokens, without dropout.
 
     Rows are found by the tokens themselves, so that any text may come from anywhere. Each process appends to a file of
-    its own and names what is in it at `save`; a file that was never named, of a killed process, is not read.
+    its own, locked while it does, and names what is in it at `save`; one that was never named, of a killed process, is
+    not read, and deleted by the next.
 
     Args: folder: made if missing; holds a folder for these very weights; encoder: whose lowest layers are frozen, and
         stay as they are while this is used; layers: how many, at least 1.
@@ -45,6 +47,8 @@ class FrozenStates:
         weakref.finalize(self, _close, self._files)
         for index in sorted(self._folder.glob(f"*{INDEX}")):
             self._open(index)
+        for file in self._folder.glob(f"*{STATES}"):
+            _delete_forgotten(file)
         self._begin_file()
         self.computed = 0
         """Sequences that were not on file."""
@@ -108,6 +112,7 @@ class FrozenStates:
             return
         if self._writer is None:
             self._writer = self._own.open("w+b")
+            fcntl.flock(self._writer, fcntl.LOCK_EX)
             self._files.append(self._writer)
         self._writer.write(np.ascontiguousarray(states_LD).tobytes())
         self._place[key] = (len(self._files) - 1, self._end, len(states_LD))
@@ -143,6 +148,14 @@ class FrozenStates:
         _close(self._files)
         self._place = {}
         self._begin_file()
+
+
+def _delete_forgotten(file: Path) -> None:
+    """Delete a file that nobody has named and nobody writes to."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), file.open("rb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not file.with_suffix(INDEX).is_file():
+            file.unlink()
 
 
 def _close(files: list[BinaryIO]) -> None:

@@ -90,8 +90,8 @@ def read_words(student: Student, tokenizer: PairTokenizer, pairs: Sequence[Label
     template = student.config.template
     split = []
     for labelled in pairs:
-        query = tokenizer.encode_texts(template.query_text(labelled.pair.query.text).split())
-        item = tokenizer.encode_texts(template.item_text(labelled.pair.item).split())
+        query = _known(tokenizer, template.query_text(labelled.pair.query.text))
+        item = _known(tokenizer, template.item_text(labelled.pair.item))
         ends = np.cumsum([len(ids) for ids in item])
         budget = tokenizer.max_pair_tokens - N_SPECIAL - sum(map(len, query))
         split.append((query, [ids for ids, end in zip(item, ends.tolist(), strict=True) if end <= budget]))
@@ -107,6 +107,11 @@ def read_words(student: Student, tokenizer: PairTokenizer, pairs: Sequence[Label
         }
         found.append(PairWords(query, item, sides))
     return found
+
+
+def _known(tokenizer: PairTokenizer, text: str) -> list[TokenIds]:
+    """Give the tokens of each word, without words that come to none, such as one of accents alone."""
+    return [ids for ids in tokenizer.encode_texts(text.split()) if len(ids)]
 
 
 @torch.inference_mode()

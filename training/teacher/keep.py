@@ -67,7 +67,10 @@ class Keeper:
             own, label = list(group), self._label_of[pair_id]
             for sample in own:
                 self._count(sample, label)
-            chosen = self._chosen([sample for sample in own if sample.readable and sample.label == label])
+            right = [sample for sample in own if sample.readable and sample.label == label]
+            whole = [sample for sample in right if sample.whole]
+            self._counts["dropped_cut_off"] += len(right) - len(whole)
+            chosen = self._chosen(whole)
             cell = self._of_class[view, label]
             cell["pairs"] += own[0].error != EMPTY_TITLE
             cell["pairs_kept"] += bool(chosen)
@@ -145,7 +148,7 @@ class Keeper:
         price = (
             sampling.prompt_price * counts["prompt_tokens"] + sampling.completion_price * counts["completion_tokens"]
         )
-        dropped = ("short", "long", "duplicate", "surplus", "balance")
+        dropped = ("cut_off", "short", "long", "duplicate", "surplus", "balance")
         first = {view: self._agreement(view) for view in sorted(self._first)}
         return {
             "pairs": len(self._label_of),

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _STILL_WRITING = 0.75
 """Share of a batch's rows that still write below which the others are taken out: fewer copies of the cache than at each
 end, and hardly a wasted step."""
+_HERE = "\ue000"
+"""A character of Unicode's private use, which marks a place in a rendered conversation."""
 _WINDOW_BATCHES = 16
 """Batches that are sorted by length together; all that is ever held of the prompts."""
 
@@ -126,6 +128,17 @@ class LocalGenerator:
             enable_thinking=self.recipe.thinking,
         )
         return text
+
+    def _begun(self, messages: Sequence[Mapping[str, str]], prefix: str) -> str:
+        """Render a conversation up to where an answer stands that begins so, as SFT renders whole ones.
+
+        With `thinking` the template writes the think block into the answer, not into the prompt.
+        """
+        answer = {"role": "assistant", "content": prefix + _HERE}
+        text: str = self._tokenizer.apply_chat_template(
+            [*(dict(message) for message in messages), answer], tokenize=False, enable_thinking=self.recipe.thinking
+        )
+        return text[: text.rindex(_HERE)]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -225,7 +238,7 @@ class LocalGenerator:
         return ids_BL.to(self._model.device), mask_BL.to(self._model.device)
 
     def _label_ids(self, messages: Sequence[Mapping[str, str]], prefix: str, labels: Sequence[str]) -> _LabelRow:
-        text = self._text(messages) + prefix
+        text = self._begun(messages, prefix)
         whole = [self._ids(text + label) for label in labels]
         differ = (place for place, tokens in enumerate(zip(*whole, strict=False)) if len(set(tokens)) > 1)
         same = next(differ, min(map(len, whole)) - 1)

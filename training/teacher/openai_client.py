@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from relevance.errors import InputError, RecipeError, RunError
 from relevance.labels import LabelScheme
 from training.runs import hash_json
+from training.teacher.generation_ledger import GenerationLedger
 from training.teacher.generator import Completion, Prompt, failed
 from training.teacher.openai_replies import Failure, Reply, label_logprobs, read_reply, seconds_asked
 from training.teacher.request_store import RequestStore, StoredAnswer
@@ -39,45 +40,6 @@ request that the server refused for what it holds does not count, once there is 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_WAIT_S = 0.5, 60.0, 600.0
 _REFUSED_KEY = frozenset({"status 401", "status 403"})
 _NO_SUCH_MODEL = "status 404"
-
-
-@dataclass(slots=True)
-class GenerationLedger:
-    """What answers took.
-
-    Args: requests: sent, repeated ones included; answers: paid for; stored: answered from the store; shared: answered
-        by an equal request in flight; retries: of requests; errors: prompts that got no answer, by kind;
-        prompt_tokens, completion_tokens: of the answers that say; without_usage: answers that do not; cost: by the
-        recipe's prices; seconds: in which somebody waited for answers.
-    """
-
-    requests: int = 0
-    answers: int = 0
-    stored: int = 0
-    shared: int = 0
-    retries: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    without_usage: int = 0
-    cost: float = 0.0
-    seconds: float = 0.0
-
-    def figures(self) -> dict[str, Any]:
-        """Give plain values for a run's ledger."""
-        return {
-            "requests": self.requests,
-            "answers": self.answers,
-            "stored": self.stored,
-            "shared": self.shared,
-            "retries": self.retries,
-            "errors": dict(self.errors),
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "without_usage": self.without_usage,
-            "cost": round(self.cost, 6),
-            "generation_seconds": round(self.seconds, 1),
-        }
 
 
 class OpenAiGenerator:
@@ -136,8 +98,9 @@ class OpenAiGenerator:
         """Answer prompts from the store or the server, in the order in which answers come.
 
         Args: prompts: read as requests find a place; total: completions to come, which shows a progress bar.
-        Raises: RunError: after twenty prompts in a row without an answer, or if another process uses the store;
-            InputError: if the server refuses the key.
+        Raises: RunError: after twenty prompts in a row without an answer, if another process uses the store, or at the
+            end if more than the recipe's share `unanswered` got none for a reason that may pass; InputError: if the
+            server refuses the key.
         """
         self.failures_in_a_row = 0
         with (
@@ -152,12 +115,30 @@ class OpenAiGenerator:
                     batch = runner.run(flow.batch())
                     self.ledger.seconds += time.monotonic() - started
                     if not batch:
+                        yield from self._missing(flow)
                         return
                     progress.set_postfix_str(f"cost {self.ledger.cost:.2f}", refresh=False)
                     progress.update(len(batch))
                     yield from batch
             finally:
                 runner.run(flow.close())
+
+    def _missing(self, flow: _Flow) -> list[Completion]:
+        """Give the completions of what got no answer for a reason that may pass.
+
+        Raises: RunError: if they are too many: as rows they would be missing for good.
+        """
+        missing = flow.unanswered
+        if len(missing) > self.recipe.unanswered * flow.asked:
+            kinds = Counter(failure.kind for _, _, failure in missing)
+            told = ", ".join(f"{kind} × {count}" for kind, count in kinds.most_common(5))
+            raise RunError(
+                f"{self.recipe.base_url}: expected {flow.asked} answers, found {len(missing)} missing for reasons that "
+                f"may pass ({told}; the last: {missing[-1][2].message:.200}); the others are kept in "
+                f"{self.store.path}: run the same command again to ask for these alone, with a larger "
+                f"teacher.sampling.timeout_s or retries, or let a share stay away by teacher.sampling.unanswered"
+            )
+        return [failed(key, number, f"{failure.kind}: {failure.message}") for key, number, failure in missing]
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """Give what a request holds besides its seed."""
@@ -199,7 +180,7 @@ class OpenAiGenerator:
         Raises: InputError: if the server refuses the key; RunError: if too many prompts in a row had none.
         """
         self.ledger.errors[failure.kind] += 1
-        self.failures_in_a_row += failure.again or failure.kind == _NO_SUCH_MODEL or not len(self.store)
+        self.failures_in_a_row += _may_pass(failure) or not len(self.store)
         if failure.kind in _REFUSED_KEY:
             raise InputError(
                 f"{self.recipe.base_url}: expected a key in ${self.recipe.key_variable} that the server accepts: "
@@ -217,6 +198,7 @@ class _Flow:
     """One call of `complete`: workers that share an iterator of jobs; the loop runs while somebody waits.
 
     When one of them ends with an error, the others take no further job, but what is in flight ends and is stored.
+    `unanswered` are the prompts, with the answer's number, that got none for a reason that may pass.
     """
 
     def __init__(self, generator: OpenAiGenerator, prompts: Iterable[Prompt]) -> None:
@@ -226,6 +208,8 @@ class _Flow:
             for prompt in prompts
             for number in range(prompt.first_sample, prompt.first_sample + prompt.samples)
         )
+        self.asked = 0
+        self.unanswered: list[tuple[str, int, Failure]] = []
         self._ready: list[Completion] = []
         self._in_flight: dict[str, asyncio.Future[StoredAnswer | Failure]] = {}
         self._changed: asyncio.Event | None = None
@@ -280,8 +264,11 @@ class _Flow:
     async def _work(self, session: aiohttp.ClientSession, changed: asyncio.Event) -> None:
         while not self._ending.is_set() and (job := next(self._jobs, None)) is not None:
             prompt, number = job
+            self.asked += 1
             found = await self._answer(session, prompt, number)
-            if isinstance(found, Failure):
+            if isinstance(found, Failure) and _may_pass(found):
+                self.unanswered.append((prompt.key, number, found))
+            elif isinstance(found, Failure):
                 self._ready.append(failed(prompt.key, number, f"{found.kind}: {found.message}"))
             else:
                 self._ready.append(_completion(prompt.key, number, found))
@@ -312,6 +299,11 @@ class _Flow:
         else:
             generator.failures_in_a_row = 0
         return result
+
+
+def _may_pass(failure: Failure) -> bool:
+    """Say whether the same request may be answered later; a server that knows no such model may be loading it."""
+    return failure.again or failure.kind == _NO_SUCH_MODEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,19 @@ class _Logprobs(BaseModel):
 
 
 class _Message(BaseModel):
+    """What a server says: SGLang and older vLLM put thoughts into `reasoning_content`, vLLM of today into `reasoning`.
+
+    See vllm-project/vllm pull requests 27752 and 33402.
+    """
+
     content: str | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
+
+    @property
+    def thoughts(self) -> str:
+        """What a reasoning parser took for thoughts, "" for none."""
+        return self.reasoning or self.reasoning_content or ""
 
 
 class _Choice(BaseModel):
@@ -87,8 +98,8 @@ class _Event(BaseModel):
 class Reply:
     """An answer.
 
-    Args: text: the content, or what servers with a reasoning parser put into `reasoning_content` when there is no
-        content; tokens: generated ones with log-probabilities, none unless asked for.
+    Args: text: the content, or where there is none what the server's reasoning parser took for thoughts, unless the
+        token limit ended them; tokens: generated ones with log-probabilities, none unless asked for.
     """
 
     text: str
@@ -115,18 +126,28 @@ def read_reply(status: int, content_type: str, body: bytes) -> Reply | Failure:
     if not read.choices:
         return Failure("schema", f"expected a choice, found {_shown(body)}", again=True)
     choice, usage = read.choices[0], read.usage or _Usage()
-    return Reply(
-        text=choice.message.content or choice.message.reasoning_content or "",
-        finish_reason=choice.finish_reason,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        tokens=tuple((choice.logprobs and choice.logprobs.content) or ()),
-    )
+    tokens = (choice.logprobs and choice.logprobs.content) or ()
+    return _reply(choice.message.content or "", choice.message.thoughts, choice.finish_reason, usage, tokens)
+
+
+def _reply(
+    content: str, thoughts: str, finish: str | None, usage: _Usage, tokens: Sequence[TokenLogprob]
+) -> Reply | Failure:
+    """Give the answer; thoughts that the limit cut off are none, though a label may be weighed in them."""
+    if not (content or thoughts) and (usage.completion_tokens or 0) > 1 and finish != "length":
+        return Failure(
+            "empty",
+            f"expected text in content, reasoning or reasoning_content, found none, though the server counts "
+            f"{usage.completion_tokens} tokens (finish_reason {finish!r})",
+            again=False,
+        )
+    text = content or ("" if finish == "length" else thoughts)
+    return Reply(text, finish, usage.prompt_tokens, usage.completion_tokens, tuple(tokens))
 
 
 def _read_events(body: bytes) -> Reply | Failure:
     """Join the pieces of a stream; one that ends without a finish reason was cut off."""
-    content, reasoning, tokens = [], [], []
+    content, thoughts, tokens = [], [], []
     finish, usage, ended = None, _Usage(), False
     for data in _event_data(body):
         if data == b"[DONE]":
@@ -142,18 +163,12 @@ def _read_events(body: bytes) -> Reply | Failure:
         usage = read.usage or usage
         for piece in read.choices[:1]:
             content.append(piece.delta.content or "")
-            reasoning.append(piece.delta.reasoning_content or "")
+            thoughts.append(piece.delta.thoughts)
             finish = piece.finish_reason or finish
             tokens += (piece.logprobs and piece.logprobs.content) or []
     if not ended and finish is None:
         return Failure("cut off", "expected a stream with an end, found none", again=True)
-    return Reply(
-        text="".join(content) or "".join(reasoning),
-        finish_reason=finish,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        tokens=tuple(tokens),
-    )
+    return _reply("".join(content), "".join(thoughts), finish, usage, tokens)
 
 
 def _event_data(body: bytes) -> Iterator[bytes]:

@@ -20,8 +20,8 @@ Dropped = Literal["unreadable", "agreed", "no_right_answer", "malformed", "lengt
 """Why a pair gives no preference: no answer is readable, they do not differ enough in score, none is right, or no
 better and worse answer of it are both well formed, then of like length, then of unlike words."""
 DROPPED: tuple[Dropped, ...] = get_args(Dropped)
-MALFORMED = frozenset({"cut_off", "not_json", "repaired", "bad_evidence"})
-"""Problems of `training.teacher.responses` that make an answer no model of how to write one."""
+MALFORMED = frozenset({"not_json", "repaired", "bad_evidence"})
+"""Problems of `training.teacher.responses` that make an answer, even a whole one, no model of how to write one."""
 _K = TypeVar("_K", bound=Hashable)
 
 
@@ -41,7 +41,7 @@ class Answer:
     @property
     def well_formed(self) -> bool:
         """Say whether the text is whole and was read without repair."""
-        return MALFORMED.isdisjoint(self.sample.problems) and self.sample.finish_reason != "length"
+        return MALFORMED.isdisjoint(self.sample.problems) and self.sample.whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ RECORD = "policy.json"
 SCRATCH = "scratch"
 PRETRAIN_STAGE = "teacher_pretrain"
 _ADAPTER = "adapter_config.json"
+_ANSWERS_DEPEND_ON = ("tokenizer*.json", "chat_template*", "config.json", "generation_config.json", _ADAPTER)
+"""Files beside the weights: how texts become tokens, what a prompt looks like, how the model is run."""
 _LOCAL = "sha256:"
 _HUB = "hub:"
 
@@ -218,7 +220,7 @@ def _hash_once(path: Path, size: int, changed_ns: int) -> str:
 
 
 def policy_identity(where: str | Path, revision: str | None = None) -> str:
-    """Name what answers: a folder's policy by stage and hash of weights, tokenizer and base, a hub model by revision.
+    """Name what answers: a folder's policy by stage and hash of its files and its base, a hub model by revision.
 
     Raises: RunError: if the folder holds no weights.
     """
@@ -300,9 +302,10 @@ def _placed(model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
 
 
 def _named(folder: Path, base_hash: str = "") -> str:
-    """Name a policy by its stage, weights and tokenizer, not by where it lies."""
+    """Name a policy by its stage and by all that makes its answers, not by where it lies."""
     stage = folder.resolve().parent.name if folder.name == POLICY else folder.name
-    parts = [weights_hash(folder), base_hash, *(hash_file(path) for path in sorted(folder.glob("tokenizer*.json")))]
+    files = sorted(path for pattern in _ANSWERS_DEPEND_ON for path in folder.glob(pattern))
+    parts = [weights_hash(folder), base_hash, *(f"{path.name} {hash_file(path)}" for path in files)]
     return f"{stage}@{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:12]}"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from training.teacher.forced_labels import WHOLE, ForcedJob, LabelScorer, read_f
 from training.teacher.judge import note_test_read
 from training.teacher.prompts import PromptBook
 from training.teacher.samples import Sample, read_samples
+from training.teacher.seen import with_equal_texts
 from training.teacher.sft_rows import asked_view
 from training.teacher.teacher_rationales import annotating_generator, answer_once, ask_pairs, teacher_inputs
 
@@ -79,7 +81,9 @@ def annotate_by_policy(run: Run) -> None:
         groups, files = annotators(run, "train"), sorted(run.require("data").glob("pairs.*.parquet"))
     else:
         pairs = _unique(read_pairs(Path(log_path), bad))
-        groups, files = [annotator_of(run, tuple(pairs), "all")], [Path(log_path)]
+        teacher = annotator_of(run, tuple(pairs), "all")
+        groups = [replace(teacher, seen=with_equal_texts(teacher.run, teacher.seen, pairs))]
+        files = [Path(log_path), *run.require("data").glob("pairs.train.parquet")]
     inputs = {
         "label": run.recipe.teacher.label.model_dump(mode="json", exclude={"pairs"}),
         **teacher_inputs(run, groups),
@@ -134,7 +138,7 @@ def conclude(
         chances = dict(zip(scheme.classes, probability_K.tolist(), strict=True))
         label = max((c for c in scheme.classes if c in votes), key=lambda c: (votes[c], chances[c]))
     backing = [sample for sample in answers if sample.readable and sample.label == label]
-    chosen = min(backing, key=lambda sample: (len(sample.rationale), sample.sample), default=None)
+    chosen = min(backing, key=lambda sample: (not sample.whole, len(sample.rationale), sample.sample), default=None)
     return PolicyLabel(
         pair_id=answers[0].pair_id,
         label=label,

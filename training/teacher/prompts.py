@@ -22,7 +22,7 @@ from training.recipe import VIEWS, View
 from training.runs import hash_json
 from training.teacher.grounding import shown_fields
 from training.teacher.prompt_files import BookFiles, perspective_of, read_book
-from training.teacher.responses import LABEL_MARK, label_named, plain, plain_rationale
+from training.teacher.responses import CONTROL_TOKEN, LABEL_MARK, label_named, plain, plain_rationale
 from training.teacher_recipe import PromptRecipe
 
 Message = dict[str, str]
@@ -249,8 +249,8 @@ def _one_field(text: str) -> str:
 
 
 def _json(data: object) -> str:
-    """Give JSON in which no text can spell a tag or a special token of a chat template, such as `<|im_end|>`."""
-    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    """Give JSON in which no text can spell a tag or a special token of a chat template: `<|im_end|>`, `[INST]`."""
+    return CONTROL_TOKEN.sub(r"\\u005b", json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _json_inside(text: str) -> str:

@@ -39,6 +39,11 @@ PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 """`cut_off`: the object or thinking block never ended; `not_json`: an object nobody can read; `repaired`: malformed and
 read by json-repair; `unknown_label`: none of the scheme's, or two; `bad_evidence`: rows left out."""
 LABEL_MARK = "label: "
+CONTROL_TOKEN = re.compile(
+    r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|MODEL_SETTINGS|ARGS|CALL_ID"
+    r"|THINK|IMG(?:_BREAK|_END)?|PREFIX|MIDDLE|SUFFIX|gMASK|sMASK|CLS|SEP|MASK|PAD|UNK|BOS|EOS)\])"
+)
+"""The bracket of what tokenizers of Mistral's, GLM's and BERT's families read as one special token, also in a title."""
 MAX_CHARS = 100_000
 """Longest rationale that is written as one line."""
 _LONGEST_REPAIRED = 8_000
@@ -104,11 +109,11 @@ def count_problems(parsed: Iterable[Parsed]) -> Counter[Problem]:
 def plain(text: str) -> str:
     """Give a text as one line that can be part of a plain-text prompt or answer.
 
-    Control characters and line ends become blanks; braces, and `<` before anything, lose the power to open an object,
-    a thinking block or a special token.
+    Control characters and line ends become blanks; braces, and `<` or the `[` of a control token, lose the power to
+    open an object, a thinking block or a turn.
     """
     line = clean(text, MAX_CHARS).replace("{", "(").replace("}", ")").replace("<", "< ")
-    return " ".join(line.split())
+    return " ".join(CONTROL_TOKEN.sub("[ ", line).split())
 
 
 def plain_rationale(text: str) -> str:

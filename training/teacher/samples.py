@@ -62,6 +62,11 @@ class Sample(BaseModel):
         """Say whether the answer names a label and gives a rationale."""
         return self.label is not None and bool(self.rationale.strip())
 
+    @property
+    def whole(self) -> bool:
+        """Say whether the answer ended by itself: one that starts with its label is readable before it is."""
+        return self.finish_reason != "length" and "cut_off" not in self.problems
+
 
 def sample_line(sample: Sample) -> str:
     """Give the JSONL line of a sample, with its line end."""
@@ -146,7 +151,7 @@ def _place(job: _Job) -> tuple[str, View]:
 
 
 def _right(own: Sequence[Sample], label: str) -> bool:
-    return any(sample.readable and sample.label == label for sample in own)
+    return any(sample.readable and sample.whole and sample.label == label for sample in own)
 
 
 def _in_order(pairs: Sequence[Pair], views: Sequence[View], found: _Found, name: str) -> Iterator[Sample]:

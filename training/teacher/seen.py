@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
+from relevance.pairs import Pair, read_pairs
 from training.runs import INPUTS, Run, hash_file, hash_json
 from training.teacher.keep import STAGE as GENERATE
 from training.teacher.parts import split_parts
 from training.teacher.preference_rows import FILE, read_preferences
 from training.teacher.sft_rows import sft_rows, split_held_out
+from training.words import normalise_query
 
 _PHASE = "sft"
 _SHIPPED = "dpo"
@@ -32,6 +35,20 @@ def pairs_read(run: Run) -> frozenset[str]:
     if preferred is None:
         preferred = {one.pair.pair_id for one in parts.reserved}
     return frozenset(fitted | preferred)
+
+
+def with_equal_texts(run: Run, seen: frozenset[str], pairs: Iterable[Pair]) -> frozenset[str]:
+    """Add the ids of pairs that read like seen ones under other ids, as a log's may: the same query and item title.
+
+    Raises: RunError: if stage `data` has not finished.
+    """
+    train = read_pairs(run.require("data") / "pairs.train.parquet")
+    texts = {_texts(pair) for pair in train if pair.pair_id in seen}
+    return seen | {pair.pair_id for pair in pairs if _texts(pair) in texts}
+
+
+def _texts(pair: Pair) -> tuple[str, str]:
+    return normalise_query(pair.query.text), normalise_query(pair.item.title)
 
 
 def _fitted(run: Run) -> set[str] | None:

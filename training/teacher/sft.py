@@ -33,8 +33,8 @@ from training.teacher.policy import (
     load_model,
     load_policy,
     load_tokenizer,
+    policy_identity,
     record_policy,
-    weights_hash,
 )
 from training.teacher.prompts import PromptBook
 from training.teacher.sft_rows import (
@@ -85,9 +85,9 @@ def fit_policy(run: Run) -> None:
     inputs = {
         "sft": fit_inputs(recipe.sft),
         "lora": None if recipe.lora is None else recipe.lora.model_dump(mode="json"),
-        "base": weights_hash(Path(base)) if Path(base).is_dir() else [str(base), revision],
+        "base": policy_identity(base, revision),
         "thinking": recipe.sampling.thinking,
-        "prompt": recipe.prompt.model_dump(mode="json"),
+        "prompt": PromptBook.load(recipe.prompt, run.recipe.label_scheme).fingerprint,
         "view": asked_view(recipe),
         "seed": run.recipe.seed,
         "phases": [

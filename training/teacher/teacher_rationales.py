@@ -70,20 +70,20 @@ def teacher_inputs(run: Run, annotating: Sequence[Annotator]) -> dict[str, Any]:
 
 
 def answer_once(annotator: Annotator, path: Path) -> dict[str, Sample]:
-    """Ask about each pair, greedily, and again at the recipe's temperature where the answer cannot be read.
+    """Ask about each pair, greedily, and again at the recipe's temperature where the answer is unreadable or cut off.
 
     Args: path: of the first answers' file; those of the second asking lie beside it.
-    Returns: pair id → its readable answer, or its first one where none is readable.
+    Returns: pair id → its first whole readable answer, else its first readable one, else its first one.
     """
     tries = annotator.run.recipe.teacher.generate.samples
     ask_pairs(annotator, annotator.pairs, path, samples=1, greedy=True)
     answers = {sample.pair_id: sample for sample in read_samples(path)}
-    again = [pair for pair in annotator.pairs if not answers[pair.pair_id].readable and pair.item.title.strip()]
+    again = [pair for pair in annotator.pairs if _use(answers[pair.pair_id]) < 2 and pair.item.title.strip()]
     if again and tries > 1:
         second = path.with_name(f"{path.stem}.again.jsonl")
         ask_pairs(annotator, again, second, samples=tries - 1, greedy=False)
         for sample in read_samples(second):
-            if sample.readable and not answers[sample.pair_id].readable:
+            if _use(sample) > _use(answers[sample.pair_id]):
                 answers[sample.pair_id] = sample
     return answers
 
@@ -153,6 +153,11 @@ def _write_split(run: Run, folder: Path, split: Split, annotating: Sequence[Anno
         "verdict_accuracy_seen": _accuracy([row for row in rows if row.annotator_seen_pair], label_of),
         "verdict_accuracy_unseen": _accuracy([row for row in rows if not row.annotator_seen_pair], label_of),
     }
+
+
+def _use(sample: Sample) -> int:
+    """Rank an answer: 2 whole and readable, 1 readable but cut off, 0 of no use."""
+    return 0 if not sample.readable else 1 + sample.whole
 
 
 def _accuracy(rows: Sequence[Rationale], label_of: Mapping[str, str]) -> float | None:

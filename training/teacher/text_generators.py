@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from relevance.errors import RecipeError, RunError
 from training.runs import Run
@@ -96,17 +96,17 @@ def served_name(recipe: TeacherRecipe) -> str:
 
 @contextmanager
 def noted(run: Run, stage: str, generator: TextGenerator) -> Iterator[None]:
-    """Note in the run's ledger what asking took, also when it ends with an error."""
+    """Note in the run's ledger what this asking took, also when it ends with an error; earlier ones are noted already.
+
+    Requests, tokens, cost and errors of a generator that counts them; of any other nothing.
+    """
+    ledger = generator.ledger if isinstance(generator, OpenAiGenerator) else None
+    before = None if ledger is None else ledger.copied()
     try:
         yield
     finally:
-        if figures := ledger_figures(generator):
-            run.note(stage, **figures)
-
-
-def ledger_figures(generator: TextGenerator) -> dict[str, Any]:
-    """Give requests, tokens, cost and errors of a generator that counts them, for the run's ledger; else nothing."""
-    return generator.ledger.figures() if isinstance(generator, OpenAiGenerator) else {}
+        if ledger is not None and before is not None:
+            run.note(stage, **ledger.since(before).figures())
 
 
 def _told(sampling: SamplingRecipe) -> str:
