@@ -12,7 +12,7 @@ from training.recipe import load_recipe
 from training.runs import DONE, Run
 from training.teacher import sft
 from training.teacher.parts import split_parts
-from training.teacher.policy import load_policy
+from training.teacher.policy import base_policy_identity, load_policy
 from training.teacher.prompts import PromptBook
 from training.teacher.sft_rows import SftRow, encode_rows
 from training.teacher.trainer_settings import StopOnDivergence, last_checkpoint, trainer_options
@@ -48,10 +48,12 @@ def test_the_report_counts_rows_tokens_and_steps(tuned):
 
 
 def test_the_policy_records_what_it_was_made_from(tuned):
-    """Prompt book, order, thinking and view; another book is refused."""
+    """Prompt book, order, thinking and view; another book is refused, and so are its files part of what SFT read."""
     book = PromptBook.load(tuned.recipe.teacher.prompt, tuned.recipe.label_scheme)
     policy = load_policy(tuned.path / "sft" / "policy", fingerprint=book.fingerprint)
 
+    read = tuned.inputs_of("sft")
+    assert (read["prompt"], read["base"]) == (book.fingerprint, base_policy_identity(tuned))
     assert policy.record.view == "unified"
     assert policy.record.thinking is False
     assert policy.record.reasoning_order == "think_first"
