@@ -297,7 +297,9 @@ def test_a_tuning_ledger_outlives_new_keys_and_the_teachers_section(recipe):
     """What a recipe leaves to its defaults, and what decides no fit, changes no hash; what it sets does."""
     own = stage.common_hash(load_recipe(str(recipe)))
     same = ["student.fit.weight_decay=0.01", "teacher.sft.epochs=7", "grid.seeds=[5]", 'stages=["data", "embed"]']
+    same += ["student.checkpoint_steps=9", "calibrate.epsilon=0.1", "prototypes.most=3"]
 
     assert {stage.common_hash(load_recipe(str(recipe), [override])) for override in same} == {own}
     assert stage.common_hash(load_recipe(str(recipe), ["student.fit.weight_decay=0.02"])) != own
     assert stage.common_hash(load_recipe(str(recipe), ["grid.tuning_queries=7"])) != own
+    assert stage.common_hash(load_recipe(str(recipe), ['grid.privileged_fields=["color"]'])) != own

@@ -1,5 +1,6 @@
 """Pre-training from texts: what is asked is true of the visible text, it is learned, and students start from it."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -71,6 +72,8 @@ def test_pretraining_learns_and_students_start_from_it(run):
     for override in ("student.pretrain.steps=60", "student.pretrain.learning_rate=3e-3"):
         options += ["--set", override]
     assert pretrain.main(options) == 0
+    told = run.inputs_of("pretrain")["tokenizer"]
+    assert told == hashlib.sha256(make_tokenizer(run).to_bytes()).hexdigest(), "one of the same size is another"
     notes = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
     notes = [note for note in notes if "masked" in note]
     for name in ("present", "share", "masked"):

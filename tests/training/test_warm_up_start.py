@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from relevance.errors import RunError
-from relevance.pairs import write_labelled_pairs
+from relevance.labels import ESCI
+from relevance.pairs import read_labelled_pairs, write_labelled_pairs
 from training.runs import DONE
 from training.soft_labels import FILE, SoftLabels, write_soft_labels
 from training.student import train, warm_up
@@ -107,6 +108,18 @@ def test_what_the_fine_tuning_fixes_warms_nothing_up_again(arguments, tmp_path):
     assert warm_up.main([*arguments, *free]) == 0
 
     assert (tmp_path / "warm_up" / WEIGHTS).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_other_pairs_make_another_warm_up(arguments, tmp_path, split):
+    """Labelled training pairs are left out of the annotated ones, and dev pairs choose the epoch."""
+    assert warm_up.main(arguments) == 0
+    written = (tmp_path / "warm_up" / WEIGHTS).stat().st_mtime_ns
+    path = tmp_path / "data" / f"pairs.{split}.parquet"
+    write_labelled_pairs(path, read_labelled_pairs(path, ESCI)[:-1])
+    assert warm_up.main(arguments) == 0
+
+    assert (tmp_path / "warm_up" / WEIGHTS).stat().st_mtime_ns != written
 
 
 def test_the_whole_student_of_another_build_is_refused(arguments):

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ VISIBLE = "visible"
 _LAMBDA = "student.guidance_weight"
 """A system that borrows another's trials keeps a λ of its own, as λ = 0 at LRKD's learning rates does."""
 LSA_WIDTH = 384
-_BESIDE_A_FIT = {"grid", "stages", "name", "teacher"}
+_BESIDE_A_FIT: Mapping[str, bool | Mapping[str, bool]] = {
+    **dict.fromkeys(("grid", "stages", "name", "teacher", "evaluate", "calibrate", "export", "prototypes"), True),
+    "student": {"checkpoint_steps": True},
+}
 """Recipe keys that decide no fit by themselves; what the teacher's stages made, the shared stages' hashes tell."""
 ALLOWANCES = {
     "privileged_input": {
@@ -271,9 +275,9 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 
 
 def common_hash(recipe: Recipe) -> str:
-    """Hash what all tuning trials of a recipe share: the common recipe and how many queries a trial trains on."""
-    content = _told(recipe)
-    return hash_json([content, recipe.grid.tuning_queries])
+    """Hash what tuning trials share: the common recipe, how many queries each trains on, the hidden fields."""
+    grid = recipe.grid
+    return hash_json([_told(recipe), grid.tuning_queries, grid.privileged_fields, grid.privileged_tokens])
 
 
 def _tune(run: Run, systems: list[System], arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ were masked in the title (Devlin et al., arXiv:1810.04805). Suffixes: B pairs, L
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         "tokens": [run.recipe.max_query_tokens, run.recipe.max_pair_tokens],
         "seed": run.recipe.seed,
         "pairs": hash_file(pairs),
-        "tokenizer": make_tokenizer(run).vocabulary_size,
+        "tokenizer": hashlib.sha256(make_tokenizer(run).to_bytes()).hexdigest(),
     }
     with run.stage(PRETRAIN, inputs) as folder:
         if folder is not None:

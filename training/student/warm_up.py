@@ -5,7 +5,7 @@ from __future__ import annotations
 from training.cot_store import MATRIX
 from training.runs import hash_file, stage_arguments
 from training.soft_labels import soft_labels_file
-from training.student.train import WARM_UP, StudentTraining, shared_inputs
+from training.student.train import ENCODER, PRETRAIN, WARM_UP, StudentTraining, shared_inputs
 from training.student_recipe import hashed_student
 
 NOT_YET = {
@@ -42,7 +42,12 @@ def main(argv: list[str]) -> int:
         "student": hashed_student(read, NOT_YET - GUIDED if recipe.warm_up_guidance else NOT_YET),
         **shared_inputs(run),
         "soft_labels": hash_file(run.require("annotate") / soft_labels_file(recipe)),
+        # Labelled training pairs are left out of the annotated ones, dev pairs choose the epoch.
+        "files": {split: hash_file(run.require("data") / f"pairs.{split}.parquet") for split in ("train", "dev")},
     }
+    encoder = run.folder(PRETRAIN) / ENCODER
+    if encoder.is_file():
+        inputs["pretrain"] = hash_file(encoder)
     if recipe.warm_up_guidance:
         inputs["embeddings"] = hash_file(run.require(recipe.guidance.store) / MATRIX)
     with run.stage(WARM_UP, inputs, resumable=True) as folder:
