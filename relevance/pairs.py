@@ -152,12 +152,20 @@ def parse_labelled_pair(row: Mapping[str, Any], number: int, where: str, scheme:
         label = scheme.classes[scheme.index(label)]
     except LabelError as error:
         raise RowError(where, number, "label", str(error)) from error
-    exact_only = row.get("exact_only")
-    if exact_only is None or exact_only != exact_only:
-        exact_only = False
-    elif not isinstance(exact_only, bool):
-        raise RowError(where, number, "exact_only", f"expected true or false, found {exact_only!r:.60}")
-    return LabelledPair(pair, label, str(row.get("source") or ""), exact_only)
+    return LabelledPair(pair, label, str(row.get("source") or ""), parse_exact_only(row, number, where))
+
+
+def parse_exact_only(row: Mapping[str, Any], number: int, where: str) -> bool:
+    """Read a row's flag of an Exact-only source; none, null and nan are false.
+
+    Raises: RowError: if it is anything but true or false, such as a text.
+    """
+    flag = row.get("exact_only")
+    if flag is None or flag != flag:
+        return False
+    if not isinstance(flag, bool):
+        raise RowError(where, number, "exact_only", f"expected true or false, found {flag!r:.60}")
+    return flag
 
 
 def read_pairs(path: Path, bad_rows: BadRows | None = None) -> Iterator[Pair]:
@@ -286,7 +294,7 @@ def _jsonl_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[int, dict[str, 
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 bad_rows.add(RowError(path.name, number, "*", f"expected one JSON object in UTF-8: {error}"))
                 continue
             if not isinstance(row, dict):

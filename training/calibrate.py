@@ -32,7 +32,7 @@ from training.cut_points import CalRows, FalseFilterRule
 from training.policy_toml import render_policy
 from training.predictions import Predictions, read_predictions
 from training.recipe import CalibrateRecipe, Recipe
-from training.runs import hash_file, hash_json, log, stage_arguments
+from training.runs import Run, hash_file, hash_json, log, stage_arguments
 from training.words import normalise_query
 
 Floats = NDArray[np.float64]
@@ -89,6 +89,15 @@ def main(argv: list[str]) -> int:
             figures = calibrate(recipe, read_predictions(source), folder)
             log.info("calibrate: ECE %(before).3f → %(after).3f (cross-validated)", figures["ece"])
     return 0
+
+
+def check_calibrated(run: Run) -> None:
+    """Refuse a calibrator that was fitted to another student's predictions than those that lie there.
+
+    Raises: RunError: naming the stage that is to be run again.
+    """
+    told = run.inputs_of("calibrate").get("predictions")
+    run.check_read("calibrate", {"student": (told, run.folder("student") / "predictions.cal.parquet")})
 
 
 def calibrate(recipe: Recipe, predictions: Predictions, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from relevance.calibration import Calibrator, expected_gain, softmax
 from relevance.errors import InputError, RecipeError
 from relevance.labels import ESCI, ESCI_LEGACY_SWAPPED, LabelScheme
 from relevance.policy import TierPolicy
-from training.calibrate import CALIBRATION, POLICY, apply_calibrator
+from training.calibrate import CALIBRATION, POLICY, apply_calibrator, check_calibrated
 from training.cut_points import rule_outcomes
 from training.lexical_baseline import FOLDER as BASELINE
 from training.measures import (
@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
         "calibration": run.require("calibrate") / CALIBRATION,
         "policy": run.require("calibrate") / POLICY,
     }
-    calibrated = run.inputs_of("calibrate").get("predictions")
-    run.check_read("calibrate", {"student": (calibrated, run.folder("student") / "predictions.cal.parquet")})
+    check_calibrated(run)
     if run.finished(BASELINE):
         files["baseline"] = run.path / BASELINE / f"predictions.{split}.parquet"
     missing = [str(path) for path in files.values() if not path.is_file()]
@@ -168,15 +167,15 @@ def score_rows(
         kept=kept,
         kept_at_worst=worst,
         kept_at_best=best,
-        ranked=complete_lists(predictions.query_id, predictions.source),
+        ranked=complete_lists(predictions.query_id, predictions.source, predictions.exact_only),
     )
 
 
 def compare(recipe: Recipe, student: Scored, predictions: Predictions, policy: TierPolicy) -> dict[str, Any]:
     """Set the student beside the baseline, on rows without the Exact-only sources.
 
-    Returns: the baseline's figures, and paired differences: on the English market for ranking and AUC, on all locales
-        for classification.
+    Returns: the baseline's figures, without those of filtering, and paired differences: for ranking and AUC on the
+        English market where there is one, else and for classification on all locales.
     Raises: InputError: if the two scored different pairs.
     """
     scheme, section = gain_scheme(recipe), recipe.evaluate
@@ -192,15 +191,21 @@ def compare(recipe: Recipe, student: Scored, predictions: Predictions, policy: T
     ours, theirs = without_exact_only(student), without_exact_only(baseline)
     paired = Bootstrap(section.draws, PAIRED_CONFIDENCE, recipe.seed)
     figures = figures_with_intervals(theirs, scheme, Bootstrap(section.draws, section.confidence, recipe.seed))
+    market = ENGLISH if (ours.policy_locale == ENGLISH).any() else "all locales"
     english = paired_figures(
         of_locale(ours, ENGLISH), of_locale(theirs, ENGLISH), scheme, names=PAIRED_ENGLISH, bootstrap=paired
     )
     return {
         "name": "logistic regression on bi-encoder cosine and lexical overlap",
         "confidence": PAIRED_CONFIDENCE,
-        "figures": {name: {"value": i.value, "low": i.low, "high": i.high} for name, i in figures.items()},
+        # Of what is filtered nothing: the policy's cuts are the student's, certified on its calibrated scores.
+        "figures": {
+            name: {"value": i.value, "low": i.low, "high": i.high}
+            for name, i in figures.items()
+            if name not in ("false_filter_rate", "leak_rate")
+        },
         "paired": {
-            **{name: {"rows": ENGLISH, **row} for name, row in english.items()},
+            **{name: {"rows": market, **row} for name, row in english.items()},
             **{
                 name: {"rows": "all locales", **row}
                 for name, row in paired_figures(ours, theirs, scheme, names=PAIRED_ALL, bootstrap=paired).items()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from relevance.labels import N_TIERS, LabelScheme
 from relevance.metrics import classification, ranking, reliability
-from relevance.metrics.intervals import Interval, query_bootstrap_many
+from relevance.metrics.intervals import Interval, query_bootstrap_many, with_rare_events
 from training.cut_points import GRID
 
 Floats = NDArray[np.float64]
@@ -70,12 +70,16 @@ class Bootstrap:
     seed: int = 0
 
 
-def complete_lists(query_id: Strings, source: Strings) -> Bools:
-    """Mark the pairs of complete judgement lists: ≥ 10 candidates, from a source that judges lists if there is one."""
-    _, inverse, counts = np.unique(query_id, return_inverse=True, return_counts=True)
-    complete: Bools = counts[inverse] >= COMPLETE_LIST
+def complete_lists(query_id: Strings, source: Strings, exact_only: Bools) -> Bools:
+    """Mark the pairs of complete judgement lists: ≥ 10 candidates, from a source that judges lists if there is one.
+
+    Args: exact_only: pairs of sources that hold only the most relevant class, which make no list.
+    """
     of_lists = np.isin(source, COMPLETE_SOURCES)
-    return complete & of_lists if of_lists.any() else complete
+    listed = (of_lists if of_lists.any() else np.ones(len(source), dtype=bool)) & ~exact_only
+    _, inverse = np.unique(query_id, return_inverse=True)
+    complete: Bools = listed & (np.bincount(inverse, listed)[inverse] >= COMPLETE_LIST)
+    return complete
 
 
 def class_figures(scored: Scored, scheme: LabelScheme) -> dict[str, float]:
@@ -130,9 +134,18 @@ def figures_with_intervals(scored: Scored, scheme: LabelScheme, bootstrap: Boots
         lists = {name: _nanmean(values[rows]) for name, values in ranked.items()}
         return class_figures(drawn, scheme) | probability_figures(drawn) | lists
 
-    return query_bootstrap_many(
+    intervals = query_bootstrap_many(
         scored.query_id, measures, confidence=bootstrap.confidence, draws=bootstrap.draws, seed=bootstrap.seed
     )
+    among = {
+        "accuracy": np.ones(len(scored), dtype=bool),
+        "false_filter_rate": scored.label == scheme.exact,
+        "leak_rate": scored.label == scheme.irrelevant,
+    }
+    for name, among_N in among.items():
+        n_queries = len(np.unique(scored.query_id[among_N]))
+        intervals[name] = with_rare_events(intervals[name], n_queries, confidence=bootstrap.confidence)
+    return intervals
 
 
 def paired_figures(

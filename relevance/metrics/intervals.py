@@ -20,6 +20,19 @@ class Interval:
     high: float
 
 
+def with_rare_events(interval: Interval, n_queries: int, *, confidence: float = 0.95) -> Interval:
+    """Widen the interval of a share that is 0, or 1, in all draws, where percentiles of a bootstrap say nothing.
+
+    The open end is that of Clopper and Pearson (Biometrika, 1934) for no event in so many independent queries.
+
+    Args: n_queries: those that could have had the event.
+    """
+    if interval.value not in (0.0, 1.0) or interval.low != interval.high or n_queries < 1:
+        return interval
+    reach = 1.0 - float(((1.0 - confidence) / 2) ** (1.0 / n_queries))
+    return Interval(0.0, 0.0, reach) if interval.value == 0.0 else Interval(1.0, 1.0 - reach, 1.0)
+
+
 def query_bootstrap(
     query_ids: Strings,
     measure: Callable[[NDArray[np.int64]], float],

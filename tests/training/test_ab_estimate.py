@@ -191,7 +191,16 @@ def test_planned_users_have_the_planned_power():
 
 
 @pytest.mark.parametrize(
-    "wrong", [(1.0, 0.0, 0.8), (1.0, -1.0, 0.8), (0.0, 0.1, 0.8), (1.0, 0.1, 0.05), (1.0, 0.1, 1.0)]
+    "wrong",
+    [
+        (1.0, float("nan"), 0.8),
+        (1.0, float("inf"), 0.8),
+        (1.0, 0.0, 0.8),
+        (1.0, -1.0, 0.8),
+        (0.0, 0.1, 0.8),
+        (1.0, 0.1, 0.05),
+        (1.0, 0.1, 1.0),
+    ],
 )
 def test_an_impossible_plan_is_refused(wrong):
     """No lift, the end of all revenue, no variance, a power below the level or of 1."""
@@ -236,6 +245,12 @@ def test_the_always_valid_p_is_one_over_the_integrated_likelihood_ratio(theta, v
     )
     _, _, p = always_valid(lift_with(theta, variance), planned_lift=0.08)
     assert p == pytest.approx(min(1, stats.norm.pdf(theta, 0, scale) / mixture), rel=1e-5)
+
+
+def test_a_look_at_next_to_nothing_is_unknown_and_no_overflow():
+    """Log variance 0.3 where a lift of 0.1 % was planned: the upper end is e^900 and more."""
+    assert np.isnan(always_valid(lift_with(0.0, 0.3), planned_lift=0.001)).all()
+    assert np.isfinite(always_valid(lift_with(0.0, 0.3), planned_lift=0.1)).all()
 
 
 @given(st.floats(-0.5, 0.5), st.floats(1e-5, 0.1), st.floats(0.01, 0.5))

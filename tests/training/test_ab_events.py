@@ -90,6 +90,19 @@ def test_rows_before_the_experiment_are_the_pre_columns(tmp_path):
     assert (by_period.unexposed, by_column.unexposed) == (1, 0)
 
 
+def test_the_columns_are_those_of_the_first_row_of_the_experiment(tmp_path):
+    """Rows of the time before stand first, without variant, day or latency: nothing of the experiment is lost."""
+    before = [{"user_id": "ann", "period": "pre", "impressions": 3, "clicks": 1, "revenue": 0.5}]
+    after = [row(user, "a", day="2026-03-01", latency_ms=20.0) for user in ("ann", "bob")]
+    events = read_events(jsonl(tmp_path, before + after))
+
+    assert events.days == ("2026-03-01",)
+    assert events.values["latency_ms"].tolist() == [20.0, 20.0]
+    assert events.pre["impressions"].tolist() == [3.0, 0.0]
+    with pytest.raises(InputError, match="none but of period 'pre'"):
+        read_events(jsonl(tmp_path, before))
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [
@@ -116,6 +129,7 @@ def test_parquet_dates_and_times_are_days_too(tmp_path, value):
     [
         (row("ann", "a", clicks=-1), "row 2, column 'clicks': expected a number of at least 0"),
         (row("ann", "a", clicks=True), "row 2, column 'clicks': expected a finite number, found True"),
+        (row("ann", "a", clicks=10**400), "row 2, column 'clicks': expected a finite number"),
         (row("ann", "a", revenue=float("nan")), "row 2, column 'revenue': expected a finite number"),
         (row("ann", "a", impressions="12"), "row 2, column 'impressions': expected a finite number, found '12'"),
         (row("", "a"), "row 2, column 'user_id': expected a text"),

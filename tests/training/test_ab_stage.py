@@ -203,6 +203,13 @@ def test_simulate_writes_events_to_try_it_on(tmp_path):
     assert sorted(report["treatments"]["treatment"]["metrics"]) == ["ctr", "rpm", "rs"]
 
 
+def test_simulated_events_go_into_a_folder_that_is_not_there_yet(tmp_path):
+    """As `--out` does."""
+    path = tmp_path / "new" / "events.parquet"
+    assert main(["--simulate", str(path), "--users", "100", "--days", "2"]) == 0
+    assert path.is_file()
+
+
 def test_a_plan_comes_from_events_or_from_stated_figures(clear, capsys):
     """Mean 1 and variance 1 need 2·(1.96 + 0.84)²/log(1.1)² = 1,729 users; CUPED needs fewer than the plain reading."""
     assert main(["--plan", "0.1", "--mean", "1", "--variance", "1"]) == 0

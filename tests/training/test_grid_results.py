@@ -298,7 +298,7 @@ def test_controls_stand_against_no_guidance_too(results):
 def test_ndcg_counts_complete_lists_only(results):
     """All lists have 12 items; the figure is the mean over queries of the mean over seeds."""
     rows = predictions("bert", 0, "test")
-    assert complete_lists(rows.query_id, rows.source).all()
+    assert complete_lists(rows.query_id, rows.source, rows.exact_only).all()
     assert results["primary"]["n_ranked_queries"] == 80
     assert (
         system(results, "teacher")["figures"]["ndcg_10"]["value"]

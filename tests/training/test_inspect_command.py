@@ -128,7 +128,7 @@ def test_pairs_without_a_score_and_of_exact_only_sources_are_counted_and_left_ou
     report, page = inspect(tmp_path, scored_file, "--pairs", pairs_file)
 
     assert report["overview"]["n_rows"] == 4
-    assert report["left_out"] == {"unscored": {"error": 1}, "exact_only": 1}
+    assert report["left_out"] == {"unscored": {"error": 1}, "exact_only": 1, "not_scored": 0}
     assert "1 pair without a score (error)" in page
 
 

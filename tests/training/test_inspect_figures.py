@@ -1,9 +1,23 @@
 """The figures of `relevance inspect`, counted by hand."""
 
+import json
+
 import numpy as np
 import pytest
-from inspected import COMPLEMENT, EXACT, IRRELEVANT, SUBSTITUTE, inspected, pair
+from inspected import (
+    COMPLEMENT,
+    EXACT,
+    IRRELEVANT,
+    POLICY,
+    SUBSTITUTE,
+    files,
+    inspect,
+    inspected,
+    pair,
+    write_lines,
+)
 
+from relevance.errors import RowError
 from relevance.metrics.classification import accuracy, macro_f1
 from relevance.metrics.intervals import query_bootstrap_many
 from training.inspection.confusion import bootstrap
@@ -144,6 +158,33 @@ def test_an_edge_keeps_what_reaches_it_and_what_no_rule_filters(tmp_path):
     assert (lines[0.5]["filtered"], lines[0.5]["precision"]) == (4, pytest.approx(2 / 3))
     assert (lines[1.0]["filtered"], lines[1.0]["precision"], lines[1.0]["recall"]) == (7, None, 0.0)
     assert {k: us["served"][k] for k in ("kept", "filtered")} == {k: today[k] for k in ("kept", "filtered")}
+
+
+def test_pairs_without_a_scored_row_are_counted_and_a_text_is_no_flag(tmp_path):
+    """Of ten pairs the scored file has eight rows; `exact_only` of the text "false" is a bad row, not true."""
+    scores, pairs = files(tmp_path, TEN)
+    lines = scores.read_text().splitlines(keepends=True)
+    scores.write_text("".join(lines[:4] + lines[5:9]))
+    report, page = inspect(tmp_path, scores, "--pairs", pairs)
+
+    assert report["left_out"]["not_scored"] == 2
+    assert "2 pairs that the scored file has no row of" in page
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    pairs.write_text("".join(json.dumps(row | {"exact_only": "false"}) + "\n" for row in rows))
+    with pytest.raises(RowError, match="exact_only"):
+        inspect(tmp_path, scores, "--pairs", pairs)
+
+
+def test_where_nothing_is_filtered_there_are_no_edges_to_choose(tmp_path):
+    """With filter_tier = 0 a pair is filtered at no edge: no line says otherwise."""
+    scores, pairs = files(tmp_path, TEN)
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY.replace("filter_tier = 2", "filter_tier = 0"))
+    rows = [json.loads(line) | {"kept": True} for line in scores.read_text().splitlines()]
+    write_lines(scores, rows)
+    report, _ = inspect(tmp_path, scores, "--pairs", pairs)
+
+    assert [table["lines"] for table in report["what_if"]] == [[]] * len(report["what_if"])
 
 
 def test_a_locale_that_filters_nothing_shows_what_filtering_would_do(tmp_path):

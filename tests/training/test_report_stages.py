@@ -270,11 +270,16 @@ def test_legacy_gains_are_esci_only_and_change_only_the_ranking(run, tmp_path, c
 
 
 def test_complete_lists_need_ten_candidates_and_a_source_of_lists_where_there_is_one():
-    """Query a has ten of a list source, b ten of another, c two."""
+    """Query a has ten, b ten, c two; three of a list source are no list, nor are nine and an Exact-only pair."""
     query_id, source = np.array(["a"] * 10 + ["b"] * 10 + ["c"] * 2), np.array(["x"] * 22)
-    assert complete_lists(query_id, source).tolist() == [True] * 20 + [False] * 2
+    none = np.zeros(22, dtype=bool)
+    assert complete_lists(query_id, source, none).tolist() == [True] * 20 + [False] * 2
     listed = np.array(["us_judgments_joined"] * 10 + ["x"] * 12)
-    assert complete_lists(query_id, listed).tolist() == [True] * 10 + [False] * 12
+    assert complete_lists(query_id, listed, none).tolist() == [True] * 10 + [False] * 12
+    few = np.array(["us_judgments_joined"] * 3 + ["x"] * 7 + ["us_judgments_joined"] * 10 + ["x"] * 2)
+    assert complete_lists(query_id, few, none).tolist() == [False] * 10 + [True] * 10 + [False] * 2
+    exact_only = np.arange(22) == 0
+    assert complete_lists(query_id, source, exact_only).tolist() == [False] * 10 + [True] * 10 + [False] * 2
 
 
 def test_always_exact_in_closed_form():

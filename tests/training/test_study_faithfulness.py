@@ -3,15 +3,19 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from relevance.errors import InputError, RunError
-from relevance.pairs import Query
+from relevance.labels import ESCI
+from relevance.pairs import Item, LabelledPair, Pair, Query
 from relevance.prototypes import Prototypes
+from training.measures import Bootstrap
+from training.predictions import predictions_of
 from training.prototypes import stage
-from training.studies.deletion import PairWords, read_words, run_ids
+from training.studies.deletion import PairWords, deletion_test, read_words, run_ids
 from training.studies.faithfulness import CONTROLS, MEASURES, NEAREST, best_constant, choices, measures
 from training.studies.stage import main
 from training.teacher import rationales
@@ -75,9 +79,36 @@ def test_controls_know_less_than_the_nearest():
 def test_the_best_constant_is_one_of_the_perspective_with_a_value():
     """The first has no value, the last is of another perspective."""
     value_NM = np.array([[np.nan, 0.2, 0.4, 1.0], [np.nan, 0.3, 0.2, 1.0]])
-    found = best_constant(value_NM, np.array([True, True, True, False]))
+    found = best_constant(value_NM, np.array([True, True, True, False]), np.ones(2, dtype=bool))
 
     assert found.tolist() == [[0, 0, 1, 0]] * 2
+
+
+def test_the_best_constant_is_the_best_on_the_pairs_that_count():
+    """Of all five pairs the first is best, of the last two, which alone are averaged, the second."""
+    value_NM = np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 2)
+    own_M, counted_N = np.ones(2, dtype=bool), np.arange(5) >= 3
+
+    assert best_constant(value_NM, own_M, np.ones(5, dtype=bool)).tolist() == [[1, 0]] * 5
+    assert best_constant(value_NM, own_M, counted_N).tolist() == [[0, 1]] * 5
+
+
+def test_the_label_control_names_a_prototype_of_its_own_perspective():
+    """No pair of the label is with one of this perspective: the other perspective's prototype is not named for it."""
+    one = two_prototypes(1.0)
+    share_MK = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    of_two = replace(
+        one,
+        perspectives=("user", "struct"),
+        perspective_M=np.array([0, 1]),
+        share_MK=share_MK,
+        map_PRD=np.repeat(one.map_PRD, 2, axis=0),
+        offset_PD=np.repeat(one.offset_PD, 2, axis=0),
+        floor_P=np.zeros(2, np.float32),
+    )
+    found = choices(1, (of_two, of_two), [(), ()], np.array([[-1.0]], np.float32), np.array([1]))
+
+    assert found["label"].tolist() == [[0, 1]]
 
 
 def test_measures_hold_each_pair_against_each_prototype():
@@ -169,3 +200,23 @@ def test_prototypes_of_another_student_are_refused(run, tmp_path):
     (again / "student" / "config.json").write_text((again / "student" / "config.json").read_text() + "\n")
     with pytest.raises(RunError, match=r"expected the prototypes of the student in .*run `relevance prototypes`"):
         main(["faithfulness", *arguments(again)])
+
+
+def test_a_long_item_without_blanks_loses_no_word_and_stops_nothing(make_student):
+    """One word of an item, longer than the budget, is cut off: the query's words are dropped as ever."""
+    student, tokenizer = make_student()
+    pairs = [
+        LabelledPair(Pair(Query(f"blue lamp {n}", f"q{n}"), Item("x" * 4000, f"i{n}")), "E", "s") for n in range(4)
+    ]
+
+    def score(rows, logits_NK):
+        """Give scored rows of these pairs."""
+        made = predictions_of(list(rows), logits_NK, ESCI)
+        n = len(rows)
+        flat = {name: np.zeros(n) for name in ("score",)} | {name: np.zeros(n, int) for name in ("predicted", "tier")}
+        return SimpleNamespace(query_id=made.query_id, **flat)
+
+    found = deletion_test(student, tokenizer, pairs, score, bootstrap=Bootstrap(draws=20))
+
+    assert found["query, 1 dropped"]["n_pairs"] == 4
+    assert found["item, 1 dropped"]["n_pairs"] == 0

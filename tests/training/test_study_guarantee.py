@@ -182,6 +182,17 @@ def test_movements_are_those_of_the_resampled_policies(rows, recipe):
     assert set(result["cuts"]) == {"pooled", *policy_locales(cal, recipe.calibrate)}
 
 
+def test_a_locale_that_was_not_drawn_takes_its_rule_along(rows, recipe):
+    """A resample without any pair of jp: its rule would hold for nobody, and is no fault of the recipe."""
+    rule = {"name": "r", "query_matches": "case", "locales": ["jp"], "cap_tier": 1}
+    ruled = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"rules": (rule,)})})
+    rng = np.random.default_rng(0)
+    without = resample_queries(rows.rows(rows.locale != "jp"), rng)
+
+    assert calibrated_again(ruled, resample_queries(rows, rng))[1].rules
+    assert not calibrated_again(ruled, without)[1].rules
+
+
 def test_the_whole_stage_is_checked_on_a_real_pool(rows, recipe):
     """Every draw is counted, and rates are shares."""
     figures = check_refitted(recipe, rows, n_queries=60, draws=3)

@@ -162,6 +162,7 @@ def test_a_unit_is_swapped_for_another_and_never_for_its_own_spelling():
         "64mb stick",
     }
     assert unit_swap(pair_of("12 oz bottle", "bottle 120 oz"), np.random.default_rng(0)) is None
+    assert unit_swap(pair_of("2 in 1 laptop", "2 in 1 laptop"), np.random.default_rng(0)) is None
 
 
 def test_a_negation_turns_against_a_shared_word_that_is_not_the_head():
@@ -172,6 +173,8 @@ def test_a_negation_turns_against_a_shared_word_that_is_not_the_head():
     assert {p.query.text for p in all_of(negation, spanish, 5)} == {"lámpara sin roja"}
     assert negation(pair_of("wireless lamp without cord", "wireless lamp"), np.random.default_rng(0)) is None
     assert negation(pair_of("lamp", "lamp"), np.random.default_rng(0)) is None
+    possessive = pair_of("men's wool shoes", "men's wool shoes")
+    assert {p.query.text for p in all_of(negation, possessive, 5)} == {"men's shoes without wool"}
 
 
 def test_a_perturbed_pair_depends_on_suite_pair_and_seed_alone(tiny_pairs):

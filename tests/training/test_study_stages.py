@@ -7,14 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from relevance import cli
 from relevance.calibration import softmax
 from relevance.errors import InputError, RunError
 from relevance.labels import ESCI
 from relevance.metrics.classification import macro_f1
 from relevance.metrics.reliability import brier, classwise_ece, top_label_ece
 from relevance.pairs import Item
+from training.inspection.of_run import open_run
 from training.measures import Bootstrap, Scored
-from training.predictions import predictions_of, read_predictions
+from training.predictions import predictions_of, read_predictions, write_predictions
 from training.studies.calibration import compare_methods
 from training.studies.disparity import LEAST_PAIRS, brand_tier, disparity, item_kind
 from training.studies.perturbations import suites
@@ -113,6 +115,31 @@ def test_a_finished_study_is_not_done_again(run):
     assert path.read_text() != "kept"
 
 
+def test_another_student_s_calibrator_and_swaps_are_refused(run, tmp_path):
+    """The student was trained again: first `calibrate` must follow, then studies are made anew, then their readers."""
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    shutil.rmtree(other / "studies", ignore_errors=True)
+    options = ("--recipe", str(other / "recipe.toml"), "--out", str(other), *OPTIONS)
+    assert cli.main(["calibrate", *options[:4]]) == 0
+    assert main(["robustness", *options, "--pairs", "3"]) == 0
+    assert main(["transfer", *options]) == 0
+    table = other / "studies" / "transfer" / "table.md"
+    table.write_text("kept")
+    path = other / "student" / "predictions.cal.parquet"
+    found = read_predictions(path)
+    write_predictions(path, replace(found, logits_NK=found.logits_NK[:, ::-1].copy()))
+    with pytest.raises(RunError, match="relevance calibrate"):
+        main(["transfer", *options])
+    with pytest.raises(RunError, match="relevance calibrate"):
+        open_run(other)
+    assert cli.main(["calibrate", *options[:4]]) == 0
+    assert main(["transfer", *options]) == 0
+    assert table.read_text() != "kept"
+    with pytest.raises(RunError, match="relevance study robustness"):
+        main(["disparity", *options])
+
+
 def test_the_robustness_study_scores_both_forms(run):
     """Every suite is there; suites that make the truth false take Exact pairs alone; disparity reads the brand swap."""
     result, table = study("robustness", run, "--pairs", "25")
@@ -134,6 +161,7 @@ def test_a_grid_s_fit_is_studied_in_its_own_folder(run, tmp_path):
     """Data come from the grid's folder; a system without training has no DONE; the study calibrates by itself."""
     grid = tmp_path / "grid"
     shutil.copytree(run / "data", grid / "data")
+    shutil.copytree(run / "calibrate", grid / "calibrate")  # of another student, the pipeline's own
     shutil.copytree(run / "student", grid / "fits" / "bert" / "seed_1" / "student")
     shutil.copy(run / "recipe.toml", grid)
     (grid / "fits" / "bert" / "seed_1" / "student" / "DONE.json").unlink()

@@ -5,7 +5,7 @@ Suffixes: N rows of the experiment, U users.
 
 from __future__ import annotations
 
-import math
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,11 +111,12 @@ def read_events(
     required = ("user_id", "variant", denominator, *segments)
     for number, row in plain_rows(path, required, bad_rows):
         if collected is None:
-            if missing := [name for name in required if name not in row]:
+            first = row if row.get("period") != "pre" else _first_of_experiment(path, required)
+            if missing := [name for name in required if name not in first]:
                 raise InputError(
-                    f"{path}: expected the columns {list(required)}, found {sorted(row)}; missing: {missing}"
+                    f"{path}: expected the columns {list(required)}, found {sorted(first)}; missing: {missing}"
                 )
-            columns, time_column = _columns(path, row, denominator), next((c for c in TIMES if c in row), None)
+            columns, time_column = _columns(path, first, denominator), next((c for c in TIMES if c in first), None)
             collected = _Collector(path.name, denominator, tuple(segments), columns, time_column)
         try:
             collected.add(row, number)
@@ -124,6 +125,18 @@ def read_events(
     if collected is None or not collected.user:
         raise InputError(f"{path}: expected rows of the experiment, found none")
     return collected.events()
+
+
+def _first_of_experiment(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
+    """Give the first row that is not of the time before, whose columns are the file's.
+
+    Raises: InputError: if there is none.
+    """
+    rows = plain_rows(path, required, BadRows("skip"))
+    first = next((row for _, row in rows if row.get("period") != "pre"), None)
+    if first is None:
+        raise InputError(f"{path}: expected rows of the experiment, found none but of period 'pre'")
+    return first
 
 
 @dataclass(slots=True)
@@ -236,7 +249,7 @@ class _Collector:
 
 
 def _columns(path: Path, row: Mapping[str, Any], denominator: str) -> tuple[str, ...]:
-    """Name the numeric columns, by the first row; every other row must have them too."""
+    """Name the numeric columns, by the experiment's first row; every other one must have them too."""
     numerators = tuple(name for name in NUMERATORS if name in row and name != denominator)
     if not numerators:
         raise InputError(f"{path}: expected at least one of the columns {', '.join(NUMERATORS)}, found {sorted(row)}")
@@ -255,7 +268,7 @@ def _text(row: Mapping[str, Any], number: int, column: str, where: str) -> str:
 
 def _number(row: Mapping[str, Any], number: int, column: str, where: str) -> float:
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RowError(where, number, column, f"expected a finite number, found {value!r:.60}")
     if value < 0 and column not in _NEGATIVE_ALLOWED:
         raise RowError(where, number, column, f"expected a number of at least 0, found {value:g}")

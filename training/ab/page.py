@@ -37,7 +37,8 @@ def _head(report: dict[str, Any]) -> list[str]:
     when = f", {days['first']} to {days['last']} ({days['n']} days)" if days["first"] else ""
     lines = [
         f"{report['rows']} rows of {sum(report['users'].values())} users ({users}){when}. Ratios are per "
-        f"{_cell(report['denominator'])}; users are the unit of every interval ({report['confidence']:.0%}). Left out: "
+        f"{_cell(report['denominator'])}; users are the unit of every interval ({100 * report['confidence']:g} %). "
+        "Left out: "
         f"{left_out['users_of_several_variants']} users seen in several variants, {left_out['users_never_exposed']} "
         f"never in the experiment.",
         "",

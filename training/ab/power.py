@@ -20,8 +20,8 @@ def users_per_arm(relative_variance: float, lift: float, *, power: float = 0.8, 
     Raises: InputError: if the lift is 0 or at most −1, the variance is not positive, or the power not within
         (1 − confidence, 1).
     """
-    if lift == 0 or lift <= -1:
-        raise InputError(f"expected a lift other than 0 and above −1, found {lift:g}")
+    if not -1 < lift < math.inf or lift == 0:
+        raise InputError(f"expected a finite lift other than 0 and above −1, found {lift:g}")
     if not relative_variance > 0:
         raise InputError(f"expected a positive relative variance, found {relative_variance:g}")
     if not 1 - confidence < power < 1:

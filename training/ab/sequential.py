@@ -18,6 +18,7 @@ import numpy as np
 from training.ab.estimate import Lift, adjusted_ratios, arm_ratio, lift_of
 from training.ab.events import Events, user_totals
 
+_LARGEST_LOG = 700.0
 FEWEST_USERS = 100
 """A look counts once every arm has this many users."""
 
@@ -44,7 +45,7 @@ def always_valid(lift: Lift, *, planned_lift: float, confidence: float = 0.95) -
 
     Args: planned_lift: fixed before the experiment; log(1 + planned lift) is τ, which makes the interval tightest about
         where a fixed test of that lift would have 80 % power.
-    Returns: low, high, p; nan where the lift is.
+    Returns: low, high, p; nan where the lift is, and where so little is known that the upper end is beyond any number.
     """
     if not lift.known or lift.variance == 0:
         return float("nan"), float("nan"), float("nan")
@@ -52,7 +53,9 @@ def always_valid(lift: Lift, *, planned_lift: float, confidence: float = 0.95) -
     total = variance + mixture
     log_ratio = 0.5 * math.log(variance / total) + mixture * theta**2 / (2 * variance * total)
     half = math.sqrt(variance * total / mixture * (math.log(total / variance) - 2 * math.log(1 - confidence)))
-    return math.expm1(theta - half), math.expm1(theta + half), min(1.0, math.exp(-log_ratio))
+    if theta + half > _LARGEST_LOG:
+        return float("nan"), float("nan"), float("nan")
+    return math.expm1(theta - half), math.expm1(theta + half), min(1.0, math.exp(min(0.0, -log_ratio)))
 
 
 def looks(

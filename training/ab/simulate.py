@@ -109,6 +109,7 @@ def write_events(path: Path, events: Events) -> None:
     """
     if path.suffix != ".parquet":
         raise InputError(f"{path}: expected a .parquet file")
+    path.parent.mkdir(parents=True, exist_ok=True)
     user_N = events.user_N
     width = len(str(len(events.variant_U)))
     columns = {

@@ -63,7 +63,7 @@ def slices_of(pairs: Predictions) -> list[Slice]:
     """
     main = pairs.source == MAIN
     primary = main if main.any() else ~pairs.exact_only
-    ranked = complete_lists(pairs.query_id, pairs.source)
+    ranked = complete_lists(pairs.query_id, pairs.source, pairs.exact_only)
     masks: list[tuple[str, Literal["primary", "source", "locale"], Bools]] = [
         (MAIN if main.any() else "without Exact-only sources", "primary", primary)
     ]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from relevance.calibration import Calibrator
 from relevance.errors import InputError, RunError
 from relevance.policy import TierPolicy
-from training.calibrate import CALIBRATION, POLICY
+from training.calibrate import CALIBRATION, POLICY, check_calibrated
 from training.evaluate import TEST_READS, score_rows
 from training.inspection.reading import Judge, ScoredRow
 from training.predictions import read_predictions
@@ -25,7 +25,8 @@ RECIPE = "recipe.json"
 def open_run(path: Path) -> tuple[Run, Judge]:
     """Give a run by its directory, and who judged in it.
 
-    Raises: RunError: if the directory holds no run of this version, or its student was not calibrated.
+    Raises: RunError: if the directory holds no run of this version, or its student was not calibrated, or was
+            trained again since.
     """
     try:
         recipe = Recipe.model_validate_json((path / RECIPE).read_bytes())
@@ -34,6 +35,8 @@ def open_run(path: Path) -> tuple[Run, Judge]:
     except ValidationError as error:
         raise RunError(f"{path / RECIPE}: expected a recipe of this version: {error}") from error
     run = Run(recipe, path)
+    run.require("calibrate")
+    check_calibrated(run)
     policy = TierPolicy.from_toml((run.require("calibrate") / POLICY).read_bytes(), recipe.label_scheme)
     return run, Judge(recipe.label_scheme, policy, recipe.template)
 

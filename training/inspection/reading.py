@@ -16,7 +16,7 @@ import numpy as np
 
 from relevance.errors import InputError, LabelError, RowError
 from relevance.labels import N_TIERS, LabelScheme
-from relevance.pairs import BadRows, Pair, parse_pair, plain_rows
+from relevance.pairs import BadRows, Pair, parse_exact_only, parse_pair, plain_rows
 from relevance.policy import TierPolicy
 from relevance.text import TextTemplate
 from training.inspection.rows import UNLABELLED, Rows
@@ -67,10 +67,13 @@ class PairRow:
 
 @dataclass(slots=True)
 class Left:
-    """Rows that take no part, and why: without a score (by reason), and of sources that hold only Exact pairs."""
+    """Rows that take no part, and why: without a score (by reason), of sources that hold only Exact pairs, and pairs
+    that the scored file has no row of.
+    """
 
     unscored: Counter[str] = field(default_factory=Counter)
     exact_only: int = 0
+    not_scored: int = 0
 
 
 def read_scored(path: Path, scheme: LabelScheme) -> Iterator[ScoredRow]:
@@ -90,7 +93,7 @@ def read_judged(path: Path, scheme: LabelScheme, *, category: str | None, bad_ro
     """
     for number, row in plain_rows(path, ("query", "title"), bad_rows):
         try:
-            pair = parse_pair(row, number, path.name)
+            pair, exact_only = parse_pair(row, number, path.name), parse_exact_only(row, number, path.name)
         except RowError as error:
             bad_rows.add(error)
             continue
@@ -100,7 +103,7 @@ def read_judged(path: Path, scheme: LabelScheme, *, category: str | None, bad_ro
             bad_rows.add(error)
             label = BAD_LABEL
         named = row.get(category or CATEGORY) or pair.item.attributes.get(category or CATEGORY)
-        yield PairRow(number, pair, label, str(named) if named else None, bool(row.get("exact_only") or False))
+        yield PairRow(number, pair, label, str(named) if named else None, exact_only)
 
 
 def collect(scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None, judge: Judge) -> tuple[Rows, Left]:
@@ -110,7 +113,7 @@ def collect(scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None, judge:
     Raises: InputError: if a scored row has no pair, or no row with a score is left; RowError: as the readers.
     """
     columns, left = _Columns(judge), Left()
-    for row, judged in _joined(scored, pairs):
+    for row, judged in _joined(scored, pairs, left):
         if judged is not None and judged.label == BAD_LABEL:
             continue
         if judged is not None and judged.exact_only:
@@ -127,7 +130,9 @@ def collect(scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None, judge:
     return columns.rows(), left
 
 
-def _joined(scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None) -> Iterator[tuple[ScoredRow, PairRow | None]]:
+def _joined(
+    scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None, left: Left
+) -> Iterator[tuple[ScoredRow, PairRow | None]]:
     last = 0
     for row in scored:
         if pairs is None:
@@ -138,11 +143,13 @@ def _joined(scored: Iterable[ScoredRow], pairs: Iterator[PairRow] | None) -> Ite
             if (judged.pair.query.id, str(judged.pair.item.id)) == (row.query_id, row.item_id):
                 yield row, judged
                 break
+            left.not_scored += 1
         else:
             raise InputError(
                 f"expected the pairs that were scored, in their order; found no pair for row {row.number} of the "
                 f"scored file (query_id {row.query_id!r:.80}, item_id {row.item_id!r:.40}) up to row {last}, the last"
             )
+    left.not_scored += sum(1 for _ in pairs or ())
 
 
 class _Columns:

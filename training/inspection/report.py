@@ -48,7 +48,11 @@ def inspect_rows(rows: Rows, left: Left, judge: Judge, extent: Extent) -> dict[s
             "rules": [rule.name for rule in policy.rules],
             "uncertified": [name for name in rows.locales if not policy.cut_points(name).certified],
         },
-        "left_out": {"unscored": dict(sorted(left.unscored.items())), "exact_only": left.exact_only},
+        "left_out": {
+            "unscored": dict(sorted(left.unscored.items())),
+            "exact_only": left.exact_only,
+            "not_scored": left.not_scored,
+        },
         "has_labels": labelled,
         "has_probabilities": rows.probabilities_NK is not None,
         "rules_known": rows.rules_known,

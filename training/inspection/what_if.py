@@ -48,7 +48,7 @@ def what_if(rows: Rows, outcomes: RuleOutcomes, policy: TierPolicy, scheme: Labe
                         "today": [locale for locale, own in today.items() if own == edge],
                         **_line(rows, own_N, outcomes.filtered(rows.score_N, edge)[own_N], scheme),
                     }
-                    for edge in edges
+                    for edge in (edges if policy.filter_tier else ())
                 ],
             }
         )

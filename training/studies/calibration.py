@@ -190,8 +190,8 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"Fitted on {result['n_pairs']['cal']:,} pairs of `cal`, judged on `{result['split']}`; "
-            f"{result['confidence']:.0%} intervals by query. On few pairs ECE is biased upward, and its draws more so: "
-            "an interval may lie above its figure.\n",
+            f"{100 * result['confidence']:g} % intervals by query. On few pairs ECE is biased upward, its draws "
+            "more so: an interval may lie above its figure.\n",
             _method_table(result["methods"]),
             f"Cut points over {stability['resamples']} resamples of the calibration queries; ranges: 5 % to 95 %.\n",
             _cut_table(stability["cuts"]),

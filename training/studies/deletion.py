@@ -43,7 +43,7 @@ class PairWords:
         gone = set(dropped.tolist())
         parts = {"query": self.query, "item": self.item}
         parts[side] = [ids for place, ids in enumerate(parts[side]) if place not in gone]
-        return np.concatenate(parts["query"]), np.concatenate(parts["item"])
+        return _joined(parts["query"]), _joined(parts["item"])
 
 
 def deletion_test(
@@ -73,7 +73,7 @@ def deletion_test(
             ]
             result: dict[str, Any] = {"n_pairs": len(rows)}
             if rows:
-                whole = [(np.concatenate(own.query), np.concatenate(own.item)) for own in own_words]
+                whole = [(_joined(own.query), _joined(own.item)) for own in own_words]
                 before = score(chosen, run_ids(student, tokenizer, whole)[0])
                 effects = []
                 for dropped in (heaviest, *drawn):
@@ -95,9 +95,7 @@ def read_words(student: Student, tokenizer: PairTokenizer, pairs: Sequence[Label
         ends = np.cumsum([len(ids) for ids in item])
         budget = tokenizer.max_pair_tokens - N_SPECIAL - sum(map(len, query))
         split.append((query, [ids for ids, end in zip(item, ends.tolist(), strict=True) if end <= budget]))
-    empty = np.array([], dtype=np.int32)
-    joined = [tuple(np.concatenate([empty, *words]) for words in both) for both in split]
-    _, weights = run_ids(student, tokenizer, [(query, item) for query, item in joined])
+    _, weights = run_ids(student, tokenizer, [(_joined(query), _joined(item)) for query, item in split])
     found = []
     for (query, item), weight_L in zip(split, weights, strict=True):
         start = 1 + sum(map(len, query))
@@ -107,6 +105,11 @@ def read_words(student: Student, tokenizer: PairTokenizer, pairs: Sequence[Label
         }
         found.append(PairWords(query, item, sides))
     return found
+
+
+def _joined(words: Sequence[TokenIds]) -> TokenIds:
+    """Give the tokens of all words, none of no words: an item without blanks may be one word that is cut off."""
+    return np.concatenate([np.array([], dtype=np.int32), *words])
 
 
 def _known(tokenizer: PairTokenizer, text: str) -> list[TokenIds]:

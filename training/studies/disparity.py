@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from relevance.errors import RunError
 from relevance.labels import LabelScheme
-from relevance.metrics.intervals import query_bootstrap_many
+from relevance.metrics.intervals import query_bootstrap_many, with_rare_events
 from relevance.pairs import Item, read_labelled_pairs
 from training.evaluate import score_rows
 from training.measures import Bootstrap, Scored
@@ -29,6 +29,7 @@ from training.studies.study_run import (
     bootstrap_of,
     fair_predictions,
     markdown_table,
+    of_this_student,
     pairs_of,
     served,
     shown,
@@ -51,10 +52,13 @@ SWAP_SUITE = "brand of the title swapped, not asked for"
 def main(argv: list[str]) -> int:
     """Run the study.
 
-    Raises: RunError: if the student has not been trained; InputError: if predictions or data are missing.
+    Raises: RunError: if the student has not been trained, or again since its robustness was studied; InputError: if
+        predictions or data are missing.
     """
     run = study_run(study_parser("disparity", __doc__).parse_args(argv))
     swaps = run.path / "studies" / ROBUSTNESS / RESULT
+    if swaps.is_file() and not of_this_student(run, ROBUSTNESS):
+        raise RunError(f"{swaps}: expected the study of this student; run `relevance study robustness` again")
     settings = {"swaps": hash_file(swaps) if swaps.is_file() else None}
     with study_folder(run, "disparity", settings) as folder:
         if folder is not None:
@@ -151,6 +155,11 @@ def disparity(
     intervals = query_bootstrap_many(
         scored.query_id, measures, confidence=bootstrap.confidence, draws=bootstrap.draws, seed=bootstrap.seed
     )
+    for rate, (among_N, _) in events.items():
+        for g, name in enumerate(names):
+            n_queries = len(np.unique(scored.query_id[among_N & (group == g)]))
+            own = f"{rate}\t{name}"
+            intervals[own] = with_rare_events(intervals[own], n_queries, confidence=bootstrap.confidence)
     return {
         "groups": {
             str(name): {
@@ -182,7 +191,7 @@ def render(result: dict[str, Any]) -> str:
     """Give the study as Markdown tables."""
     header = ["group", "Exact pairs", "false-filter rate", "if all filtered"]
     header += ["Irrelevant pairs", "leak rate", "if all filtered"]
-    text = f"{result['n_pairs']:,} pairs of `{result['split']}`; {result['confidence']:.0%} intervals by query. "
+    text = f"{result['n_pairs']:,} pairs of `{result['split']}`; {100 * result['confidence']:g} % intervals by query. "
     text += "The largest ratio is ≥ 1 and the largest gap ≥ 0 by definition: judge by the groups' intervals.\n"
     for dimension, part in result["dimensions"].items():
         rows = []

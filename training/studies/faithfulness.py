@@ -150,13 +150,17 @@ def choices(
         "common": np.tile(each_MM[spoken_M.argmax()], (len(latent_NR), 1)),
         "random": np.tile(size_M / size_M.sum(), (len(latent_NR), 1)),
         "shuffled": each_MM[shuffled.nearest(latent_NR)[0][:, p]],
-        "label": each_MM[count_MK.argmax(axis=0)[predicted_N]],
+        "label": each_MM[np.where(own_M[:, None], count_MK, -1).argmax(axis=0)[predicted_N]],
     }
 
 
-def best_constant(value_NM: Floats, own_M: NDArray[np.bool_]) -> Floats:
-    """Give the chances, (N, M), of naming for every pair the prototype of a perspective of the highest mean value."""
-    mean_M = np.where(own_M, np.nan_to_num(value_NM, nan=-1.0).mean(axis=0), -np.inf)
+def best_constant(value_NM: Floats, own_M: NDArray[np.bool_], counted_N: NDArray[np.bool_]) -> Floats:
+    """Give the chances, (N, M), of naming for every pair the prototype of a perspective of the highest mean value.
+
+    Args: counted_N: the pairs that are averaged over, here as in the figure that it stands beside.
+    """
+    counted_CM = value_NM[counted_N] if counted_N.any() else value_NM
+    mean_M = np.where(own_M, np.nan_to_num(counted_CM, nan=-1.0).mean(axis=0), -np.inf)
     return np.tile(np.eye(len(own_M))[mean_M.argmax()], (len(value_NM), 1))
 
 
@@ -184,7 +188,7 @@ def render(result: Mapping[str, Any]) -> str:
     """Give the study as Markdown: one table a perspective, and one of the deletion test."""
     text = (
         f"{result['n_pairs']:,} pairs of {result['n_queries']:,} queries of `{result['split']}`; "
-        f"{result['confidence']:.0%} intervals by query.\n\n"
+        f"{100 * result['confidence']:g} % intervals by query.\n\n"
     )
     for name, rows in result["perspectives"].items():
         close, spoken = shown(rows["close"]), shown(rows["spoken"])
@@ -240,13 +244,14 @@ def _perspective_figures(
         "close_only": {},
     }
     for measure, value_NM in measures(prototypes, verdicts, true_N, scored.predicted).items():
-        chances = named | {"constant": best_constant(value_NM, prototypes.perspective_M == p)}
-        values = {name: _expected(chance_NM, value_NM) for name, chance_NM in chances.items()}
-        values = {name: np.where(np.isnan(values[NEAREST]), np.nan, value_N) for name, value_N in values.items()}
-        values |= {f"over_{control}": values[NEAREST] - values[control] for control in CONTROLS}
-        close = {name: np.where(close_N, value_N, np.nan) for name, value_N in values.items()}
-        result["all"][measure] = mean_intervals(scored.query_id, values, bootstrap)
-        result["close_only"][measure] = mean_intervals(scored.query_id, close, bootstrap)
+        known_N = ~np.isnan(_expected(named[NEAREST], value_NM))
+        for group, counted_N in (("all", known_N), ("close_only", known_N & close_N)):
+            chances = named | {"constant": best_constant(value_NM, prototypes.perspective_M == p, counted_N)}
+            values = {
+                name: np.where(counted_N, _expected(chance_NM, value_NM), np.nan) for name, chance_NM in chances.items()
+            }
+            values |= {f"over_{control}": values[NEAREST] - values[control] for control in CONTROLS}
+            result[group][measure] = mean_intervals(scored.query_id, values, bootstrap)
     plain: dict[str, Any] = _plain(result)
     return plain
 

@@ -29,7 +29,7 @@ NEIGHBOURS = {
 }
 """Keys beside each key of a QWERTY keyboard."""
 _WORD = re.compile(r"(?<!\w)[^\W\d_]{4,}(?!\w)")
-_CONTENT = re.compile(r"(?<!\w)[^\W\d_]{3,}(?!\w)")
+_CONTENT = re.compile(r"(?<![\w'’-])[^\W\d_]{3,}(?![\w'’-])")
 _INTEGER = re.compile(r"(?<![\w.,])\d{1,9}(?![\d.,])")
 _STUFFED = 6
 _SWITCHED = 2

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from relevance.errors import InputError
 from relevance.labels import LabelScheme
 from relevance.metrics.classification import macro_f1
-from relevance.metrics.intervals import query_bootstrap_many
+from relevance.metrics.intervals import query_bootstrap_many, with_rare_events
 from relevance.pairs import LabelledPair, Pair, read_labelled_pairs
 from training.evaluate import score_rows
 from training.measures import Bootstrap, Scored
@@ -149,6 +149,9 @@ def compare(before: Scored, after: Scored, scheme: LabelScheme, bootstrap: Boots
     intervals = query_bootstrap_many(
         before.query_id, measures, confidence=bootstrap.confidence, draws=bootstrap.draws, seed=bootstrap.seed
     )
+    n_queries = len(np.unique(before.query_id))
+    for name in ("tier_flips", "kept_flips", "label_flips", "score_fell", "score_rose"):
+        intervals[name] = with_rare_events(intervals[name], n_queries, confidence=bootstrap.confidence)
     return {name: asdict(intervals[name]) for name in FIGURES}
 
 
@@ -156,7 +159,7 @@ def render(result: dict[str, Any]) -> str:
     """Give the study as Markdown tables, one for suites that keep the truth and one for those that do not."""
     head = ["suite", "applies to", "pairs", "tier flips"]
     return (
-        f"{result['n_pairs']:,} pairs of `{result['split']}`; {result['confidence']:.0%} intervals by query.\n\n"
+        f"{result['n_pairs']:,} pairs of `{result['split']}`; {100 * result['confidence']:g} % intervals by query.\n\n"
         "What is true of the pair stays true:\n\n"
         + markdown_table(
             [*head, "kept flips", "change of macro-F1", "score fell", "change of score"],

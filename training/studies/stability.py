@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from relevance.calibration import Calibrator
-from relevance.policy import POOLED, TierPolicy
+from relevance.policy import POOLED, TierPolicy, fold_locale
 from training.calibrate import (
     FOLDS,
     apply_calibrator,
@@ -73,13 +73,28 @@ def held_out_probabilities(
 
 
 def calibrated_again(recipe: Recipe, sample: Resample) -> tuple[Calibrator, TierPolicy]:
-    """Fit calibrator and cut points on a resample the way the stage `calibrate` does."""
+    """Fit calibrator and cut points on a resample the way the stage `calibrate` does.
+
+    A rule for a locale of which nothing was drawn is left out: it would hold for nobody.
+    """
+    recipe = _with_rules_that_hold(recipe, sample.rows)
     calibrator = fit_calibrator(recipe.calibrate, sample.rows, recipe.label_scheme)
     own_NK, pooled_NK = (
         held_out_probabilities(recipe.calibrate, sample, recipe, pooled=pooled) for pooled in (False, True)
     )
     policy, _ = choose_policy(recipe, sample.rows, own_NK, pooled_NK)
     return calibrator, policy
+
+
+def _with_rules_that_hold(recipe: Recipe, rows: Predictions) -> Recipe:
+    section = recipe.calibrate
+    known = set(policy_locales(rows, section).tolist())
+    rules = []
+    for rule in section.rules:
+        locales = [name for name in rule.get("locales", ()) if fold_locale(name) in known]
+        if locales or not rule.get("locales"):
+            rules.append(rule | ({"locales": locales} if locales else {}))
+    return recipe.model_copy(update={"calibrate": section.model_copy(update={"rules": tuple(rules)})})
 
 
 def study_stability(

@@ -20,12 +20,12 @@ from relevance.errors import InputError, RunError
 from relevance.metrics.intervals import Interval
 from relevance.pairs import LabelledPair, read_labelled_pairs
 from relevance.policy import TierPolicy
-from training.calibrate import CALIBRATION, POLICY, calibrate
+from training.calibrate import CALIBRATION, POLICY, calibrate, check_calibrated
 from training.evaluate import TEST_READS
 from training.measures import Bootstrap
 from training.predictions import Predictions, read_predictions
 from training.recipe import load_recipe
-from training.runs import Run, commit, hash_file
+from training.runs import DONE, Run, commit, hash_file
 
 RESULT = "result.json"
 TABLE = "table.md"
@@ -65,10 +65,12 @@ def study_folder(run: Run, name: str, settings: Mapping[str, Any]) -> Iterator[P
     """
     student, split = student_folder(run), run.recipe.evaluate.split
     files = {part: hash_file(_predictions(student, part)) for part in ("cal", split)}
+    calibrated = _calibrated(run)
     recipe = run.recipe.model_dump(mode="json")
     inputs = {
         **{part: recipe[part] for part in ("seed", "scheme", "template", "calibrate", "evaluate")},
         "settings": dict(settings),
+        "calibrated": None if calibrated is None else [hash_file(calibrated / name) for name in (CALIBRATION, POLICY)],
         "files": files,
     }
     with run.stage(f"studies/{name}", inputs) as folder:
@@ -77,6 +79,13 @@ def study_folder(run: Run, name: str, settings: Mapping[str, Any]) -> Iterator[P
             with (run.path / TEST_READS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | {"files": files}) + "\n")
         yield folder
+
+
+def of_this_student(run: Run, name: str) -> bool:
+    """Say whether another study of this run read the very predictions that lie there."""
+    files = run.inputs_of(f"studies/{name}").get("files", {})
+    student = student_folder(run)
+    return bool(files) and all(hash_file(_predictions(student, part)) == told for part, told in files.items())
 
 
 def student_folder(run: Run) -> Path:
@@ -117,14 +126,27 @@ def pairs_of(run: Run, predictions: Predictions, split: str) -> list[LabelledPai
 def served(run: Run, folder: Path) -> tuple[Calibrator, TierPolicy]:
     """Give the run's calibrator and policy; a grid's fit, which has none, is calibrated into the study's folder.
 
-    Raises: InputError, RecipeError: as `training.calibrate.calibrate`.
+    Raises: InputError, RecipeError: as `training.calibrate.calibrate`; RunError: if the run's calibrator is of another
+        student than lies there.
     """
-    if run.finished("calibrate"):
-        folder = run.folder("calibrate")
+    calibrated = _calibrated(run)
+    if calibrated is not None:
+        folder = calibrated
     else:
         calibrate(run.recipe, read_predictions(_predictions(student_folder(run), "cal")), folder)
     calibrator = Calibrator.model_validate_json((folder / CALIBRATION).read_bytes())
     return calibrator, TierPolicy.from_toml((folder / POLICY).read_bytes(), run.recipe.label_scheme)
+
+
+def _calibrated(run: Run) -> Path | None:
+    """Give the folder of the calibrator of this very student, None where there is none; a grid's fit has its own.
+
+    Raises: RunError: if it is of other predictions.
+    """
+    if not (run.path / "calibrate" / DONE).is_file():
+        return None
+    check_calibrated(run)
+    return run.path / "calibrate"
 
 
 def bootstrap_of(run: Run) -> Bootstrap:
