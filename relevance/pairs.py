@@ -152,7 +152,7 @@ def parse_labelled_pair(row: Mapping[str, Any], number: int, where: str, scheme:
         label = scheme.classes[scheme.index(label)]
     except LabelError as error:
         raise RowError(where, number, "label", str(error)) from error
-    return LabelledPair(pair, label, str(row.get("source") or ""), parse_exact_only(row, number, where))
+    return LabelledPair(pair, label, _whole(str(row.get("source") or "")), parse_exact_only(row, number, where))
 
 
 def parse_exact_only(row: Mapping[str, Any], number: int, where: str) -> bool:
@@ -257,8 +257,11 @@ def _parse_attributes(value: object, number: int, where: str) -> dict[str, str]:
     if isinstance(value, str) and value:
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(where, number, "attributes", f"expected a JSON object of texts: {error}") from error
+    if isinstance(value, dict):
+        # Parquet fills the keys that a row lacks with nulls.
+        value = {name: text for name, text in value.items() if text is not None}
     if not value:
         return {}
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):

@@ -6,7 +6,6 @@ F features, K classes.
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -84,7 +83,6 @@ def _fit_and_predict(run: Run, pairs: dict[Split, list[LabelledPair]]) -> dict[S
 
 def embed_texts(texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Give the L2-normalised bi-encoder vector of each distinct text."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from sentence_transformers import SentenceTransformer
 
     distinct = list(dict.fromkeys(texts))

@@ -78,5 +78,5 @@ def read_predictions(path: Path) -> Predictions:
         **text,
         label=np.array([r["label"] for r in rows], dtype=np.int64),
         exact_only=np.array([r["exact_only"] for r in rows], dtype=bool),
-        logits_NK=np.array([r["logits"] for r in rows], dtype=np.float64),
+        logits_NK=np.array([r["logits"] for r in rows], dtype=np.float64).reshape(len(rows), -1 if rows else 0),
     )

@@ -19,6 +19,11 @@ def normalise_query(query: str) -> str:
     return clean(query, len(query)).lower()
 
 
+def same_words_key(query: str) -> str:
+    """Give a key that a query shares with the same words in another order."""
+    return " ".join(sorted(normalise_query(query).split()))
+
+
 def query_unit(query: str, salt: str = "") -> float:
     """Give a query's place in [0, 1): the first 52 bits of SHA-256 of salt and normalised query."""
     digest = hashlib.sha256((salt + normalise_query(query)).encode("utf-8", "replace")).hexdigest()

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from relevance.pairs import (
     Pair,
     Query,
     parquet_rows,
+    parse_labelled_pair,
     parse_pair,
     read_labelled_pairs,
     read_pairs,
@@ -118,9 +121,6 @@ def test_invalid_utf8_is_a_bad_row(tmp_path):
 
 def test_a_parquet_file_without_a_column_names_it(tmp_path):
     """The message lists what is missing."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"query": ["mug"]}), path)
     with pytest.raises(InputError, match=r"missing: \['title'\]"):
@@ -169,3 +169,34 @@ def test_half_a_character_in_a_text_becomes_a_mark_and_in_an_id_a_bad_row(tmp_pa
         write_lines(path, row | {column: "x\ud83d"})
         with pytest.raises(RowError, match=f"{column}.*expected whole characters"):
             read_labelled_pairs(path, ESCI)
+
+
+def test_parquet_fills_attributes_that_a_row_lacks_with_nulls_which_are_none(tmp_path):
+    """Two rows with attributes of different names: each keeps its own."""
+    rows = [
+        {"query": "mug", "title": "Tin mug", "item_id": n, "attributes": own}
+        for n, own in enumerate(({"size": "L"}, {"material": "wool"}))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+
+    assert [dict(pair.item.attributes) for pair in read_pairs(tmp_path / "pairs.parquet")] == [
+        {"size": "L"},
+        {"material": "wool"},
+    ]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"query": "mug", "title": "Tin mug", "item_id": ' + "9" * 5000 + "}"])
+def test_json_beyond_the_parser_is_a_bad_row(tmp_path, line):
+    """Brackets without end, and a number of five thousand digits: named, and left out under skip."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(line + '\n{"query": "mug", "title": "Tin mug", "item_id": "1"}\n')
+    with pytest.raises(RowError, match="row 1"):
+        list(read_pairs(path))
+    bad = BadRows("skip")
+    assert len(list(read_pairs(path, bad))) == bad.count == 1
+
+
+def test_half_a_character_in_a_source_can_be_written():
+    """As in a title: a source is written into every file of pairs."""
+    row = {"query": "mug", "title": "Tin mug", "label": "E", "source": "\ud83d"}
+    assert parse_labelled_pair(row, 1, "x", ESCI).source == "\ufffd"

@@ -1,17 +1,24 @@
 """The feature-based teacher: what it reads, which pairs it annotates, and that it never sees a pair's own label."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from relevance.errors import InputError
 from relevance.labels import ESCI
 from relevance.pairs import Item, LabelledPair, Pair, Query
+from training.recipe import load_recipe
+from training.runs import Run
 from training.soft_labels import SoftLabels, read_soft_labels, write_soft_labels
-from training.teacher.annotate import CrossFittedTeacher, sample_pairs
+from training.teacher.annotate import CrossFittedTeacher, _queries, sample_pairs
 from training.teacher.features import FEATURES, OF_TITLE, TAUGHT, PairFeatures, TokenEncoder
+from training.words import same_words_key
 
 TITLES = ("copper kettle", "copper kettle lid", "steel kettle 2 l", "garden hose", "paper lantern", "wool blanket")
 
@@ -74,6 +81,52 @@ def test_sampled_pairs_come_from_the_asked_ranks_and_are_distinct(encoder):
     assert titles[0] == ["copper kettle"]
     assert len(set(titles[3])) == 2
     assert not {"copper kettle", "copper kettle lid", "steel kettle 2 l"} & set(titles[3])
+
+
+def test_texts_of_one_length_are_encoded_in_an_order_of_their_own():
+    """Batches, and so the padding that sixteen-bit arithmetic feels, do not follow the order of a set."""
+    seen = []
+
+    class Model:
+        """Remembers the first batch."""
+
+        def preprocess(self, texts):
+            """Stop before anything is encoded."""
+            seen.extend(texts)
+            raise InterruptedError
+
+    texts = {f"{n:03}" for n in range(90)} | {"a", "zz"}
+    with suppress(InterruptedError):
+        TokenEncoder(Model()).encode(texts)
+
+    assert seen == ["a", "zz", *(f"{n:03}" for n in range(90))]
+
+
+def test_further_queries_are_of_no_other_split_in_any_order_of_their_words(tmp_path, tiny_pairs):
+    """`shoes red` is the held-out `red shoes`; a training query is not taken twice, one of the test part never."""
+    texts = {"1": "shoes red", "2": "Red Shoes", "3": "tall oak vase", "4": "glass jar", "5": "kept by test"}
+    splits = {"5": "test"}
+    rows = [
+        {"query_id": n, "query": text, "query_locale": "us", "split": splits.get(n, "train")}
+        for n, text in texts.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "esci_label_ids.parquet")
+    overrides = [f"annotate.queries={tmp_path}", "data.cal_fraction=1e-6"]
+    run = Run(load_recipe("tiny", overrides), tmp_path)
+    known = [LabelledPair(Pair(Query("vase oak tall", "t", "us"), Item("vase", "v")), "E")]
+    own, extra = _queries(run, known, {same_words_key("red shoes")})
+
+    assert [query.text for query in own] == ["vase oak tall"]
+    assert [query.text for query in extra] == ["glass jar"]
+
+
+@pytest.mark.parametrize("labels", ["EEEE", "EESS"])
+def test_a_teacher_needs_two_classes_outside_every_fold(labels):
+    """One class in all, and one query alone with the other class: an error that says so, not scikit-learn's."""
+    texts = ["a lamp", "a mug"] if labels == "EEEE" else ["a lamp"]
+    labelled = [LabelledPair(Pair(Query(texts[n % len(texts)]), Item("t", n)), label) for n, label in enumerate(labels)]
+    with pytest.raises(InputError, match="expected pairs of two classes outside each of 2 folds"):
+        CrossFittedTeacher(ESCI, labelled, np.zeros((4, 2), np.float32), folds=2, seed=0)
 
 
 def test_a_pairs_own_label_never_reaches_its_soft_label():

@@ -204,6 +204,13 @@ def test_an_average_needs_the_splits_that_its_fits_predict_and_no_others(tmp_pat
     assert set(average([tmp_path], ("dev", "test"))) == {"dev", "test"}
 
 
+def test_an_average_of_no_pairs_has_none(tmp_path):
+    """A split may be empty: its predictions read back as (0, …) and their average is empty too."""
+    write_predictions(tmp_path / "predictions.dev.parquet", predictions_of([], np.zeros((0, 4)), ESCI))
+
+    assert average([tmp_path, tmp_path], ("dev",))["dev"].shape[0] == 0
+
+
 def average_job(tmp_path, states):
     """Run the job of an average whose members ended so; give its exit status and its own status."""
     system = next(s for s in SYSTEMS.values() if s.kind == "average")

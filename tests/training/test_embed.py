@@ -152,6 +152,20 @@ def test_the_stage_writes_normalised_embeddings_of_stripped_texts(tmp_path):
 
 
 @needs_model
+def test_a_view_beside_the_recipe_s_perspectives_is_not_lost(tmp_path):
+    """Rationales of a policy under the unified prompt, among a programme's: a store that finds both."""
+    arguments = run_directory(tmp_path, ["A steel kettle.", "A wool scarf."])
+    path = tmp_path / "rationales" / "rationales.train.jsonl"
+    path.write_text(path.read_text().replace('"perspective":"user"', '"perspective":"unified"', 1))
+    assert main(arguments) == 0
+    store = CotStore.load(tmp_path / "embed")
+    mask_BP = store.lookup(["q\t0", "q\t1"])[1]
+
+    assert store.perspectives == ("user", "struct", "rule", "unified")
+    assert mask_BP.tolist() == [[False, False, False, True], [True, False, False, False]]
+
+
+@needs_model
 def test_the_stage_embeds_only_new_texts_when_rationales_change(tmp_path):
     """One of two texts is new in the second run; a third run with nothing changed is skipped."""
     main(run_directory(tmp_path, ["A red mug.", "A blue mug."]))

@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from relevance.errors import InputError, RunError
+from relevance.errors import InputError, RecipeError, RunError
 from relevance.labels import ESCI, WANDS
 from relevance.pairs import BadRows, Item, LabelledPair, Pair, Query, read_labelled_pairs
 from training.data import marketplace
@@ -144,6 +144,27 @@ def test_the_card_says_what_training_never_saw(folder, world):
     )
     assert card["share_of_moved_labels"] == pytest.approx(0.08, abs=0.03)
     assert card["test_pairs"] == {MAIN: 200, NEW_CATEGORY: 40, NEW_BRAND: 40}
+
+
+def test_the_card_of_a_capped_world_is_of_what_was_written(tmp_path):
+    """Three queries a split: the card counts their pairs alone."""
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    main(["--recipe", str(tmp_path / "recipe.toml"), "--out", str(tmp_path), "--set", "data.max_queries=3"])
+    card = json.loads((tmp_path / "data" / "card.json").read_text())
+    pairs = {s: read_labelled_pairs(tmp_path / "data" / f"pairs.{s}.parquet", ESCI) for s in SMALL}
+
+    assert card["marketplace"]["test_pairs"] == dict(Counter(pair.source for pair in pairs["test"]))
+    assert card["not_used"]["beyond_max_queries"] == 20 * sum(SMALL.values()) + 80 - sum(map(len, pairs.values()))
+    truth = read_truth(tmp_path / "data" / "truth.parquet")
+    moved = [truth[p.pair.pair_id][0] != p.label for own in pairs.values() for p in own]
+    assert card["marketplace"]["share_of_moved_labels"] == pytest.approx(np.mean(moved), abs=1e-4)
+
+
+def test_a_world_that_holds_out_one_category_says_what_it_needs():
+    """No item would be irrelevant to its queries; the recipe's key is named."""
+    seeds = iter(range(6))
+    with pytest.raises(RecipeError, match=r"data\.marketplace\.held_out"):
+        list(make_world(MarketplaceRecipe(queries=SMALL, held_out=0.01, seed=seed)) for seed in seeds)
 
 
 def test_the_card_says_which_classes_the_noise_is_in(folder):

@@ -1,7 +1,10 @@
 """The programmatic annotator and its stage: deterministic, blind to labels, resumable."""
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from relevance.errors import InputError, RowError, RunError
 from relevance.labels import ALIEXPRESS, ESCI
 from relevance.pairs import Item, LabelledPair, Pair, Query, write_labelled_pairs
-from training.rationale_rows import rationale_line, read_rationales
+from training.rationale_rows import Rationale, rationale_line, read_rationales
 from training.recipe import PERSPECTIVES
 from training.runs import DONE
 from training.teacher.annotator import ProgrammaticAnnotator, load_phrases
@@ -197,7 +200,29 @@ def test_no_text_breaks_the_annotator(query, title, details):
     pair = Pair(Query(query, "q", "us"), Item(title, "i", brand=details[:9], attributes={"bullets": details}))
 
     for perspective in PERSPECTIVES:
-        assert ProgrammaticAnnotator().generate(pair, perspective).rationale is not None
+        made = ProgrammaticAnnotator().generate(pair, perspective)
+        assert Rationale.model_validate_json(rationale_line(made)) == made
+
+
+def test_the_order_of_sets_decides_no_text():
+    """A Japanese chunk that names two accessories: the same words in the same order under any hash seed."""
+    script = (
+        "from relevance.pairs import Item, Pair, Query\n"
+        "from training.teacher.annotator import ProgrammaticAnnotator\n"
+        "pair = Pair(Query('スマホケースカバー', 'q', 'jp'), Item('スマホ 黒', 'i'))\n"
+        "print([ProgrammaticAnnotator().generate(pair, p).model_dump_json() for p in ('user', 'struct', 'rule')])\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONIOENCODING": "utf-8"},
+        ).stdout
+        for seed in range(4)
+    }
+
+    assert len(told) == 1
 
 
 def test_class_names_are_masked_and_a_final_verdict_is_cut():

@@ -102,10 +102,11 @@ def test_exact_only_rows_of_cal_queries_are_dropped():
         SourcedPair(labelled(in_cal, item="2"), "train"),
     ]
 
-    splits = assign_splits(pairs, MINI)
+    splits, dropped = assign_splits(pairs, MINI)
 
     assert [p.pair.item.id for p in splits["cal"]] == ["2"]
     assert splits["train"] == []
+    assert dropped == 1
 
 
 def test_the_leak_report_counts_each_kind():
@@ -127,6 +128,14 @@ def test_the_leak_report_counts_each_kind():
         "near_duplicate_titles": 1,
         "titles_compared": 2,
     }
+
+
+def test_two_orders_of_the_same_words_hide_no_third_one():
+    """Train has both orders, test one of them: the other is told, whatever order a set has."""
+    train = [labelled("red shoes"), labelled("shoes red", item="2")]
+    for text in ("red shoes", "shoes red"):
+        counts = leak_report({"train": train, "dev": [], "cal": [], "test": [labelled(text, item="3")]})
+        assert counts["train|test"]["same_words"] == 1
 
 
 def test_a_leak_between_splits_of_ours_is_an_error_and_between_a_sources_own_is_a_count():

@@ -34,6 +34,8 @@ def _average_split(folders: Sequence[Path], split: Split) -> Floats:
     for path, member in zip(paths, members, strict=True):
         if not np.array_equal(member.pair_id, members[0].pair_id):
             raise InputError(f"{path}: expected the same pairs in the same order as {paths[0]}, found others")
+    if not len(members[0]):
+        return np.zeros((0, 0))
     log_probabilities_MNK = log_softmax(np.stack([member.logits_NK for member in members]), axis=2)
     mean_NK = logsumexp(log_probabilities_MNK, axis=0) - np.log(len(members))
     return np.maximum(np.asarray(mean_NK, dtype=np.float64), LOG_FLOOR)

@@ -15,17 +15,12 @@ from relevance.pairs import LabelledPair
 from training.data.near_duplicates import near_duplicates
 from training.data.rows import SourcedPair
 from training.recipe import SPLITS, DataRecipe, Split
-from training.words import normalise_query, query_unit
+from training.words import normalise_query, query_unit, same_words_key
 
 SplitPlan = dict[tuple[str, str | None], Split]
 """(normalised query, its source's own split) → split; queries beyond `max_queries` are not in it."""
 
 CAL_SALT, SPLIT_SALT, CAP_SALT = "cal:", "split:", "cap:"
-
-
-def same_words_key(query: str) -> str:
-    """Give a key that a query shares with the same words in another order."""
-    return " ".join(sorted(normalise_query(query).split()))
 
 
 def plan_splits(queries: Iterable[tuple[str, str | None]], recipe: DataRecipe) -> SplitPlan:
@@ -48,19 +43,24 @@ def plan_splits(queries: Iterable[tuple[str, str | None]], recipe: DataRecipe) -
     return plan if recipe.max_queries is None else _capped(plan, recipe.max_queries)
 
 
-def assign_splits(pairs: Sequence[SourcedPair], recipe: DataRecipe) -> dict[Split, list[LabelledPair]]:
+def assign_splits(pairs: Sequence[SourcedPair], recipe: DataRecipe) -> tuple[dict[Split, list[LabelledPair]], int]:
     """Sort pairs into splits by query, in the order they came.
 
     Rows of Exact-only sources whose query is in `cal` are dropped: they say nothing about class shares, and their
     query must not be trained on.
+
+    Returns: the splits, and how many rows of Exact-only sources were dropped.
     """
     plan = plan_splits(((p.labelled.pair.query.text, p.own_split) for p in pairs), recipe)
     splits: dict[Split, list[LabelledPair]] = {split: [] for split in SPLITS}
+    dropped = 0
     for sourced in pairs:
         split = plan.get((normalise_query(sourced.labelled.pair.query.text), sourced.own_split))
-        if split is not None and not (split == "cal" and sourced.labelled.exact_only):
+        if split == "cal" and sourced.labelled.exact_only:
+            dropped += 1
+        elif split is not None:
             splits[split].append(sourced.labelled)
-    return splits
+    return splits, dropped
 
 
 def hashed_together(recipe: DataRecipe) -> frozenset[Split]:
@@ -77,12 +77,19 @@ def leak_report(splits: Mapping[Split, Sequence[LabelledPair]]) -> dict[str, dic
         `near_duplicate_titles` of `titles_compared`: titles of b's other items that nearly repeat a title of a.
     """
     queries = {s: {normalise_query(p.pair.query.text) for p in pairs} for s, pairs in splits.items()}
-    words = {s: {same_words_key(q): q for q in texts} for s, texts in queries.items()}
+    words: dict[str, defaultdict[str, set[str]]] = {s: defaultdict(set) for s in splits}
+    for s, texts in queries.items():
+        for text in texts:
+            words[s][same_words_key(text)].add(text)
     titles = {s: {str(p.pair.item.id): p.pair.item.title for p in pairs} for s, pairs in splits.items()}
     report = {}
     for a, b in combinations(splits, 2):
         shared_items = titles[a].keys() & titles[b].keys()
-        reordered = [key for key in words[a].keys() & words[b].keys() if words[a][key] != words[b][key]]
+        reordered = [
+            key
+            for key in words[a].keys() & words[b].keys()
+            if any(one != other for one in words[a][key] for other in words[b][key])
+        ]
         others = [title for item, title in titles[b].items() if item not in shared_items]
         near, compared = near_duplicates(titles[a].values(), others)
         report[f"{a}|{b}"] = {

@@ -58,7 +58,7 @@ def _write_splits(run: Run, folder: Path, file_hashes: Mapping[str, str]) -> Non
     pairs = SOURCES[recipe.source].read_pairs(recipe, scheme, bad_rows)
     if recipe.locales is not None:
         pairs = [p for p in pairs if p.labelled.pair.query.locale in recipe.locales]
-    splits = assign_splits(pairs, recipe)
+    splits, left_out = assign_splits(pairs, recipe)
     if not splits["train"]:
         raise InputError(f"source {recipe.source!r}: expected pairs to train on, found none of {len(pairs)}")
     leaks = leak_report(splits)
@@ -73,11 +73,15 @@ def _write_splits(run: Run, folder: Path, file_hashes: Mapping[str, str]) -> Non
         "fingerprint": hash_file(folder / "pairs.train.parquet"),
         "files": dict(file_hashes),
         "splits": {split: _counts(members) for split, members in splits.items()},
+        "not_used": {
+            "exact_only_of_cal": left_out,
+            "beyond_max_queries": len(pairs) - left_out - sum(map(len, splits.values())),
+        },
         "bad_rows": {"count": bad_rows.count, "first": [str(error) for error in bad_rows.first]},
         "leaks": leaks,
     }
     if recipe.source == "marketplace":
-        card["marketplace"] = marketplace.world_card(recipe)
+        card["marketplace"] = marketplace.world_card(recipe, splits)
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     log.info("data: %s; %d bad rows left out", _sizes(splits), bad_rows.count)
 

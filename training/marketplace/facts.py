@@ -98,18 +98,17 @@ def match_features(matches: Sequence[Match], perspective: Perspective | None = N
     """Give numbers that a classifier can read, of everything or of what one perspective looks at.
 
     Returns: float32 of shape (N, F): the relation, as one column each; by attribute 1 for a match, 0 for missing, −1
-        for a mismatch, nan where it is not asked for; the numbers of each verdict. The user perspective sees only
-        whether the thing is the one asked for.
+        for a mismatch, nan where it is not asked for; the numbers of each verdict. Every perspective sees the relation,
+        which every perspective's rationale tells.
     """
     dims = DIMS if perspective is None else PERSPECTIVE_DIMS[perspective]
-    relations = RELATIONS if perspective in (None, "rule") else ("same", "unknown")
     rows = []
     for match in matches:
         values = [_VERDICT_VALUE[match.verdicts[d]] if d in match.verdicts else np.nan for d in dims]
         seen = list(match.verdicts.values() if perspective in (None, "user") else _chosen(match, dims))
         counts = [float(seen.count(verdict)) for verdict in _VERDICT_VALUE]
-        rows.append([*(float(match.relation == r) for r in relations), *values, *counts])
-    return np.asarray(rows, dtype=np.float32).reshape(len(matches), len(relations) + len(dims) + len(_VERDICT_VALUE))
+        rows.append([*(float(match.relation == r) for r in RELATIONS), *values, *counts])
+    return np.asarray(rows, dtype=np.float32).reshape(len(matches), len(RELATIONS) + len(dims) + len(_VERDICT_VALUE))
 
 
 def write_intents(path: Path, intents: Iterable[Intent]) -> None:

@@ -22,10 +22,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from relevance.errors import InputError, RecipeError
 from relevance.labels import LabelScheme
 from relevance.pairs import Item, LabelledPair, Pair, Query, parquet_rows, read_labelled_pairs
 from training.marketplace.facts import INTENTS, TRUTH
-from training.model_source import resolve_model
+from training.model_source import resolve_model, weights_hash
 from training.predictions import Predictions, predictions_of, write_predictions
 from training.recipe import SPLITS, AnnotateRecipe
 from training.runs import Run, hash_file, log, stage_arguments
@@ -33,7 +34,7 @@ from training.soft_labels import FILE, SoftLabels, write_soft_labels
 from training.teacher.facts import TITLE_READER, annotate_by_facts
 from training.teacher.features import FEATURES, OF_TITLE, TAUGHT, PairFeatures, TokenEncoder
 from training.teacher.policy_annotate import annotate_by_policy
-from training.words import normalise_query, query_unit
+from training.words import query_unit, same_words_key
 
 MAX_TOKENS = 64
 FAR_RANK = 300
@@ -57,8 +58,19 @@ def main(argv: list[str]) -> int:
     files = {p.name: hash_file(p) for p in (*sorted(data.glob("pairs.*.parquet")), *told)}
     for folder_name, name in ((recipe.items, "esci_products.parquet"), (recipe.queries, "esci_label_ids.parquet")):
         if folder_name is not None:
-            files[name] = hash_file(Path(folder_name) / name)
-    inputs = {"annotate": recipe.model_dump(mode="json"), "seed": run.recipe.seed, "files": files}
+            path = Path(folder_name) / name
+            if not path.is_file():
+                raise InputError(f"{path}: expected the file that the recipe's section annotate names, found none")
+            files[name] = hash_file(path)
+    inputs = {
+        "annotate": recipe.model_dump(mode="json"),
+        "seed": run.recipe.seed,
+        "scheme": run.recipe.label_scheme.to_dict(),
+        "files": files,
+    }
+    # A hub name and a package are what their names say; a folder's content may change under its name.
+    if recipe.teacher == "features" and Path(recipe.model).is_dir():
+        inputs["model"] = weights_hash(Path(recipe.model))
     with run.stage("annotate", inputs) as folder:
         if folder is not None and by_facts:
             annotate_by_facts(data, folder, run.recipe.label_scheme, folds=recipe.folds, seed=run.recipe.seed)
@@ -80,13 +92,18 @@ def annotate(run: Run, data: Path) -> tuple[SoftLabels, dict[str, Predictions]]:
     recipe, scheme = run.recipe.annotate, run.recipe.label_scheme
     labelled = read_labelled_pairs(data / "pairs.train.parquet", scheme)
     others = {split: read_labelled_pairs(data / f"pairs.{split}.parquet", scheme) for split in SPLITS[1:]}
-    held_out = {normalise_query(pair.pair.query.text) for pairs in others.values() for pair in pairs}
+    held_out = {same_words_key(pair.pair.query.text) for pairs in others.values() for pair in pairs}
     items = _items(recipe, labelled)
     queries, extra = _queries(run, labelled, held_out)
-    model = SentenceTransformer(resolve_model(recipe.model))
+    try:
+        model = SentenceTransformer(resolve_model(recipe.model))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"annotate.model {recipe.model!r}: expected a sentence encoder: {error}") from error
     model.max_seq_length = MAX_TOKENS
     encoder = TokenEncoder(model)
-    sampled = sample_pairs(encoder, items, [(queries, recipe.ranks), (extra, recipe.extra_ranks)], run.recipe.seed)
+    drawn = sample_pairs(encoder, items, [(queries, recipe.ranks), (extra, recipe.extra_ranks)], run.recipe.seed)
+    own = {pair.pair.pair_id for pair in labelled}
+    sampled = [(pair, rank) for pair, rank in drawn if pair.pair_id not in own]
     features = PairFeatures(encoder, [item.title for item in items])
     labelled_NF = features.of([p.pair for p in labelled])
     sampled_NF = features.of([pair for pair, _ in sampled]) if sampled else labelled_NF[:0]
@@ -142,12 +159,17 @@ class CrossFittedTeacher:
         query_N = np.array([p.pair.query.id for p in labelled])
         _, inverse, counts = np.unique(query_N, return_inverse=True, return_counts=True)
         weight_N = counts[inverse] ** -0.5
-        usable_N = np.array([not p.exact_only for p in labelled])
+        usable_N = np.array([not p.exact_only for p in labelled], dtype=bool)
         fold_N = np.array([int(query_unit(p.pair.query.text, "fold:") * folds) for p in labelled])
         self.out_of_fold_NK = np.zeros((len(labelled), self._n_classes))
         for fold in range(folds):
             fitted, given = usable_N & (fold_N != fold), fold_N == fold
             if given.any():
+                if len(set(label_N[fitted].tolist())) < 2:
+                    raise InputError(
+                        f"annotate: expected pairs of two classes outside each of {folds} folds of queries, found "
+                        f"{int(fitted.sum())} pairs of {len(set(label_N[fitted].tolist()))} outside fold {fold}"
+                    )
                 models = self._fit(features_NF[fitted], label_N[fitted], weight_N[fitted])
                 self.out_of_fold_NK[given] = self._mean(models, features_NF[given])
         self._models = self._fit(features_NF[usable_N], label_N[usable_N], weight_N[usable_N])
@@ -230,17 +252,17 @@ def _items(recipe: AnnotateRecipe, labelled: Sequence[LabelledPair]) -> list[Ite
 
 
 def _queries(run: Run, labelled: Sequence[LabelledPair], held_out: set[str]) -> tuple[list[Query], list[Query]]:
-    """Give the training queries of the items' language, and further train queries that no other split holds."""
+    """Give the training queries of the items' language, and further train queries that no split holds, in any order."""
     own = {p.pair.query.id: p.pair.query for p in labelled if run.recipe.annotate.items is None or _in_us(p)}
     if run.recipe.annotate.queries is None:
         return list(own.values()), []
-    known = held_out | {normalise_query(query.text) for query in own.values()}
+    known = held_out | {same_words_key(query.text) for query in own.values()}
     extra = {}
     path = Path(run.recipe.annotate.queries) / "esci_label_ids.parquet"
     for _, row in parquet_rows(path, ("query_id", "query", "query_locale", "split")):
-        normalised = normalise_query(row["query"])
+        words = same_words_key(row["query"])
         of_cal = query_unit(row["query"], "cal:") < run.recipe.data.cal_fraction
-        if row["split"] == "train" and row["query_locale"] != "jp" and not of_cal and normalised not in known:
+        if row["split"] == "train" and row["query_locale"] != "jp" and not of_cal and words not in known:
             extra[row["query_id"]] = Query(row["query"], row["query_id"], row["query_locale"])
     return list(own.values()), list(extra.values())
 

@@ -198,7 +198,8 @@ def embed_rationales(
     row_of: dict[tuple[str, str], int] = {key: row_of_text[text] for key, text in zip(keys, texts, strict=True)}
     asked = run.recipe.rationales
     seen = {r.perspective for r in rationales}
-    views = tuple(v for v in VIEWS if v in seen) if asked.generator == "teacher" else asked.perspectives
+    views: tuple[str, ...] = () if asked.generator == "teacher" else asked.perspectives
+    views += tuple(v for v in VIEWS if v in seen and v not in views)
     perspectives = (*views, *((COMBINED,) if recipe.combined else ()))
     return CotStore(perspectives, embedding_ND, row_of, encoder.model), shares
 

@@ -128,6 +128,7 @@ def annotate_by_facts(data: Path, folder: Path, scheme: LabelScheme, *, folds: i
     train = read_labelled_pairs(data / "pairs.train.parquet", scheme)
     train_pairs = [p.pair for p in train]
     others = {split: read_labelled_pairs(data / f"pairs.{split}.parquet", scheme) for split in SCORED}
+    others = {split: labelled for split, labelled in others.items() if labelled}
     matches = page_matches(train_pairs, intents)
     views: tuple[Perspective | None, ...] = (None, *PERSPECTIVES)
     for view in views:

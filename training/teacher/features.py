@@ -64,7 +64,7 @@ class TokenEncoder:
 
     def encode(self, texts: Iterable[str], *, batch_size: int = 128) -> None:
         """Encode and remember texts, longest batches last, with progress."""
-        new = sorted(set(texts) - self._known.keys(), key=len)
+        new = sorted(set(texts) - self._known.keys(), key=lambda text: (len(text), text))
         for start in tqdm(range(0, len(new), batch_size), desc="encode", unit="batch"):
             batch = new[start : start + batch_size]
             features = self._model.preprocess(batch)

@@ -50,7 +50,8 @@ class Lexicon:
             if stem(chunk) in self.accessories:
                 words[chunk] = None
             elif is_cjk(chunk):
-                words |= dict.fromkeys(word for word in self.accessories if is_cjk(word) and word in chunk)
+                inside = (word for word in self.accessories if is_cjk(word) and word in chunk)
+                words |= dict.fromkeys(sorted(inside, key=lambda word: (chunk.index(word), word)))
         return tuple(words)
 
     def measures(self, text: str) -> frozenset[tuple[str, str]]:

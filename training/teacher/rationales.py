@@ -31,6 +31,7 @@ from training.words import normalise_query
 
 log = logging.getLogger("relevance.training")
 READINGS = "esci_query_reasoning.parquet"
+_WORDS_OF_ANNOTATOR = ("phrases.toml", "lexicon.toml")
 _NAMES = {
     "programmatic": annotator.NAME,
     "visible": annotator.VISIBLE_NAME,
@@ -59,8 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if intents is not None and not intents.is_file():
         raise InputError(f"{intents}: expected the queries of data.source = 'marketplace', found none")
     files = [*pair_files.values(), *(path for path in (readings, intents) if path is not None)]
-    if intents is not None:
-        files.append(PHRASES)
+    files += [PHRASES] if intents is not None else [Path(__file__).with_name(name) for name in _WORDS_OF_ANNOTATOR]
     inputs = {
         "rationales": recipe.model_dump(mode="json", exclude={"teacher"}),
         "generator": _NAMES[recipe.generator],

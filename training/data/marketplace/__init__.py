@@ -7,13 +7,13 @@ teachers read; their titles are written from the true ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from relevance.errors import InputError
 from relevance.labels import ESCI, LabelScheme
-from relevance.pairs import BadRows
+from relevance.pairs import BadRows, LabelledPair
 from training.data.marketplace.checks import check_world
 from training.data.marketplace.vocabulary import make_tokenizer
 from training.data.marketplace.world import CLASSES, World, make_world
@@ -21,7 +21,7 @@ from training.data.rows import SourcedPair
 from training.marketplace.catalogue import CATALOGUE, load_catalogue
 from training.marketplace.facts import INTENTS, TRUTH, write_intents, write_truth
 from training.marketplace.phrases import PHRASES, TRAIN_FAMILY, phrase_texts
-from training.recipe import DataRecipe
+from training.recipe import DataRecipe, Split
 
 TOKENIZER = "tokenizer.json"
 
@@ -44,36 +44,36 @@ def read_pairs(recipe: DataRecipe, scheme: LabelScheme, _: BadRows) -> list[Sour
 
 
 def write_side_tables(folder: Path, recipe: DataRecipe) -> None:
-    """Write what queries mean, what is true of the pairs, and a tokenizer of the training texts."""
+    """Write what queries mean and what is true of the pairs, of the whole world, and a tokenizer of training texts."""
     world = make_world(recipe.marketplace)
     write_intents(folder / INTENTS, world.intents)
     write_truth(folder / TRUTH, world.truth)
     make_tokenizer(_training_texts(world)).save(str(folder / TOKENIZER))
 
 
-def world_card(recipe: DataRecipe) -> dict[str, Any]:
+def world_card(recipe: DataRecipe, splits: Mapping[Split, Sequence[LabelledPair]]) -> dict[str, Any]:
     """Give what a reader of figures should know of the world: its sizes, its noise, and what training never saw.
 
     The noise is also told by the class that labels show: a rare one beside a common one has more of it than the rest.
+
+    Args: splits: the pairs that were written, which are fewer than the world's where `max_queries` caps them.
     """
     world = make_world(recipe.marketplace)
-    given = Counter(sourced.labelled.label for sourced in world.pairs)
-    moved = Counter(
-        sourced.labelled.label
-        for (_, clean, _), sourced in zip(world.truth, world.pairs, strict=True)
-        if clean != sourced.labelled.label
-    )
+    clean = {pair_id: label for pair_id, label, _ in world.truth}
+    written = [labelled for members in splits.values() for labelled in members]
+    given = Counter(labelled.label for labelled in written)
+    moved = Counter(labelled.label for labelled in written if clean[labelled.pair.pair_id] != labelled.label)
     return {
         "recipe": recipe.marketplace.model_dump(mode="json"),
         "categories": len(load_catalogue().categories),
         "brands": len(load_catalogue().brands),
         "held_out_categories": sorted(world.held_out.categories),
         "held_out_brands": sorted(world.held_out.brands),
-        "share_of_moved_labels": round(moved.total() / len(world.truth), 4),
+        "share_of_moved_labels": round(moved.total() / len(written), 4),
         "share_of_moved_labels_by_class": {
             name: round(moved[name] / given[name], 4) for name in CLASSES if given[name]
         },
-        "test_pairs": dict(Counter(s.labelled.source for s in world.pairs if s.own_split == "test")),
+        "test_pairs": dict(Counter(labelled.source for labelled in splits["test"])),
     }
 
 

@@ -14,17 +14,17 @@ from random import Random
 
 import numpy as np
 
-from relevance.errors import InputError
+from relevance.errors import InputError, RecipeError
 from relevance.pairs import LabelledPair, Pair, Query
 from training.data.marketplace.items import ItemDrawer, Pool, catalogue_record
 from training.data.marketplace.queries import draw_query
 from training.data.marketplace.title_index import TitleIndex
 from training.data.marketplace.titles import write_title
 from training.data.rows import SourcedPair
-from training.data.split import same_words_key
 from training.marketplace.catalogue import Catalogue, load_catalogue
 from training.marketplace.facts import Facts, Intent, Match, compare, label_of
 from training.recipe import SPLITS, MarketplaceRecipe, Split
+from training.words import same_words_key
 
 CLASSES = ("E", "S", "C", "I")
 PRIORS = (0.60, 0.22, 0.04, 0.14)
@@ -192,6 +192,11 @@ def _candidate(drawer: ItemDrawer, intent: Intent, aim: str) -> Facts:
     kin = {asked.name, *catalogue.siblings(asked.name), *catalogue.accessories(asked.name), *asked.hosts}
     others = [name for name in drawer.pool.categories if name not in kin]
     near = [name for name in others if catalogue.categories[name].department == asked.department]
+    if not others:
+        raise RecipeError(
+            "data.marketplace.held_out: expected a share that holds out several categories, found "
+            f"{', '.join(drawer.pool.categories)} alone, which no item is irrelevant to"
+        )
     category = rng.choice(near if near and rng.random() < _NEAR else others)
     return drawer.draw_meeting(category, wanted, chance=_KEEP)
 
