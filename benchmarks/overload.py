@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.load import Call, Client, ClientCost, Reply, connected, poisson_times, score_call
@@ -41,6 +42,8 @@ class Block:
     offered: float
     goodput: float
     codes: Counter[int]
+    in_time_items: int
+    """Scored within their deadline, after the minute too."""
     answered_items: int
     """Of calls answered 200."""
     without_retry_after: int
@@ -84,7 +87,7 @@ class Arm:
         replies = await client.open_model(calls, times)
         after = await client.capacity(self._plain, **phase)
         capacity = (before + after) / 2
-        self.blocks.append(block_of(replies, capacity=capacity, seconds=arguments.block_s))
+        self.blocks.append(block_of(replies, times, capacity=capacity, seconds=arguments.block_s))
 
     def figures(self, *, bounded: bool) -> dict[str, Any]:
         """Give the figures of this arm."""
@@ -96,7 +99,7 @@ class Arm:
             "goodput_over_capacity": asdict(
                 figure([b.goodput / b.capacity for b in self.blocks], at_least=BOUND if bounded else None)
             ),
-            "items_of_answers_200_scored_in_time": sum(b.goodput * b.seconds for b in self.blocks)
+            "items_of_answers_200_scored_in_time": sum(b.in_time_items for b in self.blocks)
             / max(1, sum(b.answered_items for b in self.blocks)),
             "offered_over_capacity": asdict(figure([b.offered / b.capacity for b in self.blocks])),
             "capacity_pairs_per_s": asdict(figure([b.capacity for b in self.blocks])),
@@ -110,15 +113,26 @@ class Arm:
         }
 
 
-def block_of(replies: Sequence[Reply], *, capacity: float, seconds: float) -> Block:
-    """Count the answers of one minute."""
+def block_of(replies: Sequence[Reply], times: NDArray[np.float64], *, capacity: float, seconds: float) -> Block:
+    """Count the answers of one minute.
+
+    Answers that came when it was over are no goodput: they were computed when nothing else was offered.
+
+    Args: times: at which the calls were due, in seconds from its beginning.
+    """
     answered = [reply for reply in replies if reply.status == 200]
     return Block(
         capacity=capacity,
         seconds=seconds,
         offered=sum(reply.call.n_items for reply in replies) / seconds,
-        goodput=sum(reply.pairs_in_time for reply in replies) / seconds,
+        goodput=sum(
+            reply.pairs_in_time
+            for reply, at in zip(replies, times.tolist(), strict=True)
+            if at + reply.latency_s <= seconds
+        )
+        / seconds,
         codes=Counter(reply.status for reply in replies),
+        in_time_items=sum(reply.pairs_in_time for reply in replies),
         answered_items=sum(reply.call.n_items for reply in answered),
         without_retry_after=sum(reply.status == 429 and not reply.retry_after for reply in replies),
         late_s=tuple(reply.latency_s - (reply.call.deadline_s or 0.0) for reply in answered),

@@ -206,7 +206,8 @@ def open_bundle(path: Path, policy_path: Path | None = None) -> Bundle:
         BundleError: a file contradicts the schema; PolicyError: the policy contradicts itself or the scheme.
     """
     manifest = _read_manifest(path)
-    contents = {name: _verified(path, name, entry) for name, entry in manifest.files.items()}
+    graphs = {graph_file(precision) for precision in manifest.graphs}
+    contents = {name: _verified(path, name, entry, keep=name not in graphs) for name, entry in manifest.files.items()}
     expected = _expected_files(manifest, contents)
     if expected != set(contents):
         raise BundleIntegrityError(f"{path}: expected files {sorted(expected)}, manifest lists {sorted(contents)}")
@@ -316,16 +317,19 @@ def _prototypes(
     return Prototypes.from_bytes(contents[PROTOTYPES], n_classes=scheme.n_classes)
 
 
-def _verified(path: Path, name: str, entry: FileEntry) -> bytes:
+def _verified(path: Path, name: str, entry: FileEntry, *, keep: bool) -> bytes:
+    """Give a file's content once it is known to be the manifest's; of a graph, which may fill the memory, nothing."""
     if Path(name).name != name:
         raise BundleIntegrityError(f"{path}: expected a plain file name, found {name!r}")
     try:
-        data = (path / name).read_bytes()
+        with (path / name).open("rb") as file:
+            data = file.read() if keep else b""
+            found = hashlib.sha256(data).hexdigest() if keep else hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
     except OSError as error:
         raise BundleIntegrityError(f"{path / name}: expected a file, {error.strerror}") from error
-    if len(data) != entry.size:
-        raise BundleIntegrityError(f"{path / name}: expected {entry.size} bytes, found {len(data)}; it was truncated")
-    found = hashlib.sha256(data).hexdigest()
+    if size != entry.size:
+        raise BundleIntegrityError(f"{path / name}: expected {entry.size} bytes, found {size}; it was truncated")
     if found != entry.sha256:
         raise BundleIntegrityError(f"{path / name}: expected sha256 {entry.sha256}, found {found}; it was edited")
     return data

@@ -157,12 +157,18 @@ def test_layouts_split_the_cores_evenly_and_begin_with_the_servers_own():
 
 
 def test_goodput_counts_scored_pairs_of_answers_within_their_deadline():
-    """Of four calls of 50 items in 2 s one is in time and one in part: 75 pairs / 2 s; the others are late and shed."""
-    replies = [reply(200, late_s=-0.5), reply(200, late_s=-0.1, scored=25), reply(200, late_s=0.2), reply(429)]
+    """Of four calls of 50 items in 2 s one is in time and one in part: 75 pairs / 2 s; the others are late and shed.
 
-    block = block_of(replies, capacity=100.0, seconds=2.0)
+    In time but after the two seconds is no goodput: then nothing else was offered.
+    """
+    replies = [reply(200, late_s=-0.5), reply(200, late_s=-0.1, scored=25), reply(200, late_s=0.2), reply(429)]
+    latencies = np.array([one.latency_s for one in replies])
+
+    block = block_of(replies, np.zeros(4), capacity=100.0, seconds=2.0)
+    at_the_end = block_of(replies, 2.01 - latencies, capacity=100.0, seconds=2.0)
 
     assert (block.goodput, block.offered) == (37.5, 100.0)
+    assert (at_the_end.goodput, at_the_end.offered) == (0.0, 100.0)
     assert block.codes == Counter({200: 3, 429: 1})
     assert block.without_retry_after == 1
     assert block.late_s == pytest.approx((-0.5, -0.1, 0.2))

@@ -168,7 +168,10 @@ def test_a_test_without_a_single_answer_or_repeat_is_broken():
 
 
 def test_figures_tell_cold_from_warm_and_what_came_of_the_overload():
-    """Four calls of 50 in 1 s at a capacity of 100 pairs/s are twice it; two are answered, one of them in time."""
+    """Four calls of 50 in 1 s at a capacity of 100 pairs/s are twice it; two are answered, one of them in time.
+
+    An answer within its limit that came when the overload was over adds nothing.
+    """
     late = outcome("overload", latency_s=2)
     outcomes = [
         outcome(),
@@ -183,6 +186,8 @@ def test_figures_tell_cold_from_warm_and_what_came_of_the_overload():
     assert told["overload"]["50_items"]["answers"] == {"200": 2, "429": 2}
     assert told["overload"]["50_items"]["p99_ms"]["bound"] is None
     assert (over["offered_over_capacity"], over["goodput_over_capacity"], over["shed"]) == (2.0, 0.5, 2)
+    afterwards = [replace(one, ended_s=1.2) for one in outcomes]
+    assert overload(afterwards, LIMITS, capacity=100, seconds=1)["goodput_over_capacity"] == 0
 
 
 def test_locust_runs_every_phase_and_writes_figures_and_a_page(tiny_bundle, tmp_path: Path):

@@ -139,7 +139,8 @@ class Dispatcher(FastHttpUser):
         def loop() -> None:
             """Call until the time is over."""
             while perf_counter() < began + seconds:
-                outcome = self.call("calibration", self.bodies.new(size, None), size, perf_counter())
+                now = perf_counter()
+                outcome = self.call("calibration", self.bodies.new(size, None), size, now, now)
                 scored.append(outcome.scored)
 
         gevent.joinall([gevent.spawn(loop) for _ in range(CONNECTIONS)], raise_error=True)
@@ -166,27 +167,29 @@ class Dispatcher(FastHttpUser):
             kind = told.WARM if body is not None else "cold" if arrival.phase.repeats else arrival.phase.name
             body = body or self.bodies.new(arrival.size, limits_s[arrival.size])
             gevent.sleep(max(0.0, started + arrival.at_s - perf_counter()))
-            calls.start(gevent.Greenlet(self.send, kind, body, arrival.size, started + arrival.at_s))
+            began = started + arrival.began_s
+            calls.start(gevent.Greenlet(self.send, kind, body, arrival.size, started + arrival.at_s, began))
         calls.join(raise_error=True)
 
-    def send(self, kind: str, body: bytes, size: int, scheduled: float) -> None:
-        """Make a call of the schedule; one whose pairs were all scored may be repeated."""
-        outcome = self.call(kind, body, size, scheduled)
+    def send(self, kind: str, body: bytes, size: int, scheduled: float, began: float) -> None:
+        """Make a call of the schedule, whose phase began then; one whose pairs were all scored may be repeated."""
+        outcome = self.call(kind, body, size, scheduled, began)
         self.outcomes.append(outcome)
         if outcome.whole and kind != told.WARM:
             self.bodies.answered(size, body)
 
-    def call(self, kind: str, body: bytes, size: int, scheduled: float) -> Outcome:
+    def call(self, kind: str, body: bytes, size: int, scheduled: float, began: float) -> Outcome:
         """Make one call and tell Locust of it under a name that holds its kind and size."""
         name, late_s = f"{kind}, {size} items", perf_counter() - scheduled
         post: Callable[..., Any] = self.client.post
         with post("/score", data=body, headers=self.headers, name=name, catch_response=True) as response:
-            latency_s = perf_counter() - scheduled
+            ended = perf_counter()
+            latency_s = ended - scheduled
             response.request_meta["response_time"] = 1000 * latency_s
             status, content = response.status_code, response.content or b""
             retry_after = response.headers is not None and "retry-after" in response.headers
             scored, computed = (int(m[1]) if (m := p.search(content)) else 0 for p in (_SCORED, _COMPUTED))
-            outcome = Outcome(kind, size, late_s, latency_s, status, retry_after, scored, computed)
+            outcome = Outcome(kind, size, late_s, latency_s, status, retry_after, scored, computed, ended - began)
             if outcome.shed_as_expected:
                 response.request_meta["name"] = f"{name}, shed (429)"
                 response.success()

@@ -23,7 +23,7 @@ class Outcome:
 
     Args: kind: `warm` if it repeated an answered call, else the phase it was due in; late_s: how long after its time it
         was sent; latency_s: from its scheduled time; status: 0 = no answer; scored: pairs; computed: tokens that were
-        computed on, 0 if every pair came from a cache.
+        computed on, 0 if every pair came from a cache; ended_s: when it was answered, from the beginning of its phase.
     """
 
     kind: str
@@ -34,6 +34,7 @@ class Outcome:
     retry_after: bool
     scored: int
     computed: int
+    ended_s: float = 0.0
 
     @property
     def whole(self) -> bool:
@@ -122,10 +123,14 @@ def by_kind(outcomes: Sequence[Outcome], thresholds: Thresholds) -> dict[str, di
 def overload(outcomes: Sequence[Outcome], thresholds: Thresholds, *, capacity: float, seconds: float) -> dict[str, Any]:
     """Give what was offered under overload and what of it was wholly scored in time (goodput), over capacity.
 
+    Answers that came when the overload was over are no goodput: they were computed when nothing else was offered.
+
     Args: capacity: pairs a second; seconds: that the overload lasted.
     """
     chosen = [o for o in outcomes if o.kind == OVERLOAD_PHASE]
-    in_time = sum(o.size for o in chosen if o.whole and o.latency_s <= thresholds.limits_s[o.size])
+    in_time = sum(
+        o.size for o in chosen if o.whole and o.ended_s <= seconds and o.latency_s <= thresholds.limits_s[o.size]
+    )
     return {
         "aimed_at": OVERLOAD,
         "offered_over_capacity": sum(o.size for o in chosen) / seconds / capacity,

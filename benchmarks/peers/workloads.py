@@ -240,7 +240,9 @@ async def _arrivals(client: Client, arm: Arm, requests: Requests, rates: Rates, 
         _check_complete(arm, [reply for reply in replies if reply.status])
     latency_s: dict[int, list[float]] = {}
     for reply in replies:
-        latency_s.setdefault(reply.call.n_items, []).append(reply.latency_s)
+        # A refusal is a fast answer of no use; a call that was given up took at least as long as was waited.
+        if reply.status in (0, 200):
+            latency_s.setdefault(reply.call.n_items, []).append(reply.latency_s)
     return Arrivals(
         latency_s={size: np.array(found) for size, found in latency_s.items()},
         codes=Counter(reply.status for reply in replies),

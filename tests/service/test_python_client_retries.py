@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import threading
 import time
@@ -197,8 +198,48 @@ def test_answers_of_two_models_are_not_mixed(script, ask_either):
     found = ask_either(scripted.url, scoring(ITEMS[:4]), **one_by_one(ask_either))
     assert (found.model, len(scripted.paths)) == ("new", 4)
 
+    never = [old, new, old, old, *[old, new] * 5]
     with pytest.raises(rtc.ServerFailureError, match="mixed_versions"):
-        ask_either(script(*[old, new] * 2).url, scoring(ITEMS[:4]), **one_by_one(ask_either))
+        ask_either(script(*never).url, scoring(ITEMS[:4]), **one_by_one(ask_either))
+
+
+def test_beside_a_canary_the_commonest_version_answers_all(script, ask_either):
+    """Two of five requests met the canary, one of them twice: only these are sent again, up to the stable one."""
+    stable, canary = partial(answer, model="stable"), partial(answer, model="canary")
+    one_each = ({**INFO, "limits": {**LIMITS, "max_items": 1}},)
+    scripted = script(stable, canary, stable, stable, canary, canary, stable, stable, infos=one_each)
+    found = ask_either(scripted.url, scoring(ITEMS[:5]), **one_by_one(ask_either))
+
+    assert (found.model, scripted.paths.count("/score")) == ("stable", 8)
+
+
+def test_the_async_client_s_time_is_over_wherever_it_is_spent():
+    """Headers that trickle in, a byte at a time: no step is long, all of them together would take half a minute."""
+
+    async def trickle(reader, writer):
+        """Answer slowly for ever."""
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            for byte in b"HTTP/1.1 200 OK\r\nx-slow: " + b"a" * 200:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.15)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def asked():
+        """Ask such a server for what it serves."""
+        server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, rtc.AsyncClient(f"http://127.0.0.1:{port}", timeout_s=0.3, max_attempts=1) as client:
+            started = time.monotonic()
+            with pytest.raises(rtc.DeadlineError):
+                await client.info()
+            return time.monotonic() - started
+
+    assert asyncio.run(asked()) < 10
 
 
 def test_the_async_client_sends_requests_side_by_side_up_to_its_bound(script):

@@ -237,6 +237,13 @@ class AsyncClient:
             return error
 
     async def _once(self, ask: Ask[T]) -> T:
+        """Send one attempt; its time is over at the deadline's, whatever it is spent on."""
+        try:
+            return await asyncio.wait_for(self._attempt(ask), max(GRACE_S, ask.deadline.patience_s))
+        except asyncio.TimeoutError:
+            raise ask.deadline.missed() from None
+
+    async def _attempt(self, ask: Ask[T]) -> T:
         pieces: list[bytes] = []
         try:
             request = self._http.build_request(

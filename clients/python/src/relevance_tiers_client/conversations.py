@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ Conversation = Generator[Sequence["Ask[Any]"], Sequence[Any], R]
 _ASKED = TypeAdapter(Asked)
 _KEY = re.compile(r"[\x21-\x7e]+")
 _TOO_LARGE = 413
+_MOST_ROUNDS, _ROUNDS_IN_VAIN = 12, 2
 _MOST_POINTER_CHARS = 64
 
 
@@ -142,21 +144,28 @@ class Conversations:
     def _of_one_model(self, asks: Sequence[Ask[ScoreResponse]]) -> Conversation[Sequence[ScoreResponse | None]]:
         """Give the answers, None where time ran out; all of the same versions.
 
+        Requests that another version answered are sent again until the commonest version has answered them all, as
+        replicas of a canary beside stable ones do in the end. Where two rounds bring nothing nearer, the commonest one
+        may be gone, as after a reload, and the version that answered last is the one to ask all others for.
+
         Raises: DeadlineError: there is none; ServerFailureError: versions stay mixed.
         """
         answers: list[ScoreResponse | None] = [None] * len(asks)
-        missing = list(range(len(asks)))
-        for _ in range(self.max_attempts):
+        missing, in_vain = list(range(len(asks))), 0
+        for _ in range(_MOST_ROUNDS):
             outcomes = yield [asks[place] for place in missing]
             for place, outcome in zip(missing, outcomes, strict=True):
                 answers[place] = outcome if isinstance(outcome, ScoreResponse) else None
-            newest = [answers[place] for place in reversed(missing)] + answers
-            last = next((answer for answer in newest if answer is not None), None)
-            if last is None:
+            newest = [answer for place in missing if (answer := answers[place]) is not None]
+            known = [answer for answer in answers if answer is not None]
+            if not known:
                 raise next(outcome for outcome in outcomes if isinstance(outcome, DeadlineError))
-            missing = [p for p, a in enumerate(answers) if a is not None and _versions(a) != _versions(last)]
+            wanted = _commonest(newest if in_vain >= _ROUNDS_IN_VAIN and newest else known)
+            before = len(missing)
+            missing = [p for p, a in enumerate(answers) if a is not None and _versions(a) != wanted]
             if not missing:
                 return answers
+            in_vain = in_vain + 1 if len(missing) >= before else 0
         raise ServerFailureError(200, "mixed_versions", "expected answers of one model and policy, found several")
 
     def _ask(
@@ -201,6 +210,12 @@ def _head(query: str, options: ScoreOptions) -> bytes:
     elsewhere = {"deadline_ms", "request_id"}
     given = {name: value for name, value in options.items() if value is not None and name not in elsewhere}
     return to_json({"query": query, **given})
+
+
+def _commonest(answers: Sequence[ScoreResponse]) -> tuple[str, str, str]:
+    """Give the versions that answered most requests, of equals those of the last one."""
+    counts = Counter(_versions(answer) for answer in reversed(answers))
+    return counts.most_common(1)[0][0]
 
 
 def _versions(answer: ScoreResponse) -> tuple[str, str, str]:
