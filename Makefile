@@ -72,9 +72,10 @@ $(VENV)/service.stamp: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service]'
 	touch $@
 
-# torch first: its pinned version comes as the CPU build, which everything after it then keeps.
+# torch first and alone: whichever build comes here, everything after it keeps. From the package index alone it is the
+# one for CUDA, gigabytes of it; TORCH_INDEX=https://download.pytorch.org/whl/cpu asks for the CPU build.
 $(VENV)/all.stamp: $(VENV)/service.stamp clients/python/pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,training,teacher,scale,export]' --group dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable clients/python
 	touch $@

@@ -1,6 +1,7 @@
 """Prototype rationales offline: texts from templates, medoids, latent maps, and the stage on a tiny run."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -217,7 +218,9 @@ def test_no_prototype_holds_words_of_a_pair(run):
     spans = {span.lower() for row in rows for span in (row.query_span, row.item_span) if span}
 
     assert spans
-    assert not [text for text in prototypes.texts for span in spans if span in text.lower().split()]
+    whole = {span: re.compile(rf"(?<!\w){re.escape(span)}(?!\w)") for span in spans}
+    assert all(of_span.search(f"of brand {span}; as asked") for span, of_span in whole.items())
+    assert not [(text, span) for text in prototypes.texts for span in spans if whole[span].search(text.lower())]
 
 
 def test_the_same_inputs_give_the_same_bytes(run, tmp_path):
