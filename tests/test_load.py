@@ -36,7 +36,7 @@ def outcome(
     """Give what became of a call of 50 items whose limit is one second."""
     if computed is None:
         computed = 0 if kind == "warm" else 900
-    return Outcome(kind, 50, 0.0, latency_s, status, retry_after, scored if status == 200 else 0, computed)
+    return Outcome(kind, 50, 0.0, latency_s, status, retry_after, scored if status == 200 else 0, computed, latency_s)
 
 
 SHED = outcome("overload", 429, retry_after=True)

@@ -34,7 +34,7 @@ class Outcome:
     retry_after: bool
     scored: int
     computed: int
-    ended_s: float = 0.0
+    ended_s: float
 
     @property
     def whole(self) -> bool:

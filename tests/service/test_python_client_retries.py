@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 import relevance_tiers_client as rtc
 from client_calls import ITEMS, ask, one_by_one, scoring
 from relevance_tiers_client import Client
+from relevance_tiers_client.conversations import Conversations
 from scripted_server import INFO, LIMITS, ScriptedServer, answer, problem
 
 KEY = "summer-catalogue-key-01"
@@ -211,6 +213,25 @@ def test_beside_a_canary_the_commonest_version_answers_all(script, ask_either):
     found = ask_either(scripted.url, scoring(ITEMS[:5]), **one_by_one(ask_either))
 
     assert (found.model, scripted.paths.count("/score")) == ("stable", 8)
+
+
+def test_a_call_of_many_requests_hardly_ever_fails_beside_a_canary():
+    """A quarter of the traffic meets the canary at random: of 2,000 calls of 8 requests less than one in a hundred."""
+    draw, failed = random.Random(0), 0
+    asks = {"query": "q", "items": [{"id": 0, "title": "t"}]}
+    stable, canary = (rtc.ScoreResponse.model_validate_json(answer(asks, model=m)[2]) for m in ("stable", "canary"))
+    for _ in range(2000):
+        talk = Conversations("http://a", None, 1.0, 3)._of_one_model([None] * 8)
+        asked = next(talk)
+        try:
+            while True:
+                asked = talk.send([canary if draw.random() < 0.25 else stable for _ in asked])
+        except StopIteration:
+            continue
+        except rtc.ServerFailureError:
+            failed += 1
+
+    assert failed < 20
 
 
 def test_the_async_client_s_time_is_over_wherever_it_is_spent():

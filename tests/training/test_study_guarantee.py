@@ -191,6 +191,8 @@ def test_a_locale_that_was_not_drawn_takes_its_rule_along(rows, recipe):
 
     assert calibrated_again(ruled, resample_queries(rows, rng))[1].rules
     assert not calibrated_again(ruled, without)[1].rules
+    few = rows.rows((rows.locale != "jp") | np.isin(rows.query_id, np.unique(rows.query_id[rows.locale == "jp"])[:1]))
+    assert check_refitted(ruled, few, n_queries=30, draws=4)["draws"] == 4
 
 
 def test_the_whole_stage_is_checked_on_a_real_pool(rows, recipe):

@@ -21,7 +21,7 @@ from training.calibrate import apply_calibrator, cal_rows_of, fit_calibrator, po
 from training.cut_points import CalRows, FalseFilterRule, certify_edge
 from training.predictions import Predictions
 from training.recipe import Recipe
-from training.studies.stability import Resample, held_out_probabilities, resample_queries
+from training.studies.stability import Resample, held_out_probabilities, resample_queries, with_rules_that_hold
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -115,7 +115,8 @@ def check_refitted(recipe: Recipe, pool: Predictions, *, n_queries: int, draws: 
         sample: Resample = resample_queries(pool, rng, n_queries)
         held_out_NK = held_out_probabilities(section, sample, recipe, pooled=True)
         rule = FalseFilterRule(section.epsilon, section.confidence, draw)
-        edge = certify_edge(cal_rows_of(recipe, sample.rows, held_out_NK, pooled_locales(sample.rows)), rule)
+        drawn = with_rules_that_hold(recipe, sample.rows)
+        edge = certify_edge(cal_rows_of(drawn, sample.rows, held_out_NK, pooled_locales(sample.rows)), rule)
         calibrator = fit_calibrator(section, sample.rows, scheme)
         population = real_population(name, recipe, pool, apply_calibrator(calibrator, pool.logits_NK, pooled_N))
         filtered_N = population.rows.filtered(edge.cut)

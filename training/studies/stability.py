@@ -73,11 +73,8 @@ def held_out_probabilities(
 
 
 def calibrated_again(recipe: Recipe, sample: Resample) -> tuple[Calibrator, TierPolicy]:
-    """Fit calibrator and cut points on a resample the way the stage `calibrate` does.
-
-    A rule for a locale of which nothing was drawn is left out: it would hold for nobody.
-    """
-    recipe = _with_rules_that_hold(recipe, sample.rows)
+    """Fit calibrator and cut points on a resample the way the stage `calibrate` does."""
+    recipe = with_rules_that_hold(recipe, sample.rows)
     calibrator = fit_calibrator(recipe.calibrate, sample.rows, recipe.label_scheme)
     own_NK, pooled_NK = (
         held_out_probabilities(recipe.calibrate, sample, recipe, pooled=pooled) for pooled in (False, True)
@@ -86,7 +83,8 @@ def calibrated_again(recipe: Recipe, sample: Resample) -> tuple[Calibrator, Tier
     return calibrator, policy
 
 
-def _with_rules_that_hold(recipe: Recipe, rows: Predictions) -> Recipe:
+def with_rules_that_hold(recipe: Recipe, rows: Predictions) -> Recipe:
+    """Give a recipe without rules for locales of which there are no rows: a policy of these rows refuses them."""
     section = recipe.calibrate
     known = set(policy_locales(rows, section).tolist())
     rules = []

@@ -165,10 +165,11 @@ class CrossFittedTeacher:
         for fold in range(folds):
             fitted, given = usable_N & (fold_N != fold), fold_N == fold
             if given.any():
-                if len(set(label_N[fitted].tolist())) < 2:
+                n_classes = len(np.unique(label_N[fitted]))
+                if n_classes < 2:
                     raise InputError(
                         f"annotate: expected pairs of two classes outside each of {folds} folds of queries, found "
-                        f"{int(fitted.sum())} pairs of {len(set(label_N[fitted].tolist()))} outside fold {fold}"
+                        f"{int(fitted.sum())} pairs of {n_classes} outside fold {fold}"
                     )
                 models = self._fit(features_NF[fitted], label_N[fitted], weight_N[fitted])
                 self.out_of_fold_NK[given] = self._mean(models, features_NF[given])

@@ -83,7 +83,7 @@ def annotate_by_policy(run: Run) -> None:
         pairs = _unique(read_pairs(Path(log_path), bad))
         teacher = annotator_of(run, tuple(pairs), "all")
         groups = [replace(teacher, seen=with_equal_texts(teacher.run, teacher.seen, pairs))]
-        files = [Path(log_path), *run.require("data").glob("pairs.train.parquet")]
+        files = [Path(log_path), *([run.require("data") / "pairs.train.parquet"] if teacher.seen else [])]
     inputs = {
         "label": run.recipe.teacher.label.model_dump(mode="json", exclude={"pairs"}),
         **teacher_inputs(run, groups),

@@ -40,8 +40,10 @@ def pairs_read(run: Run) -> frozenset[str]:
 def with_equal_texts(run: Run, seen: frozenset[str], pairs: Iterable[Pair]) -> frozenset[str]:
     """Add the ids of pairs that read like seen ones under other ids, as a log's may: the same query and item title.
 
-    Raises: RunError: if stage `data` has not finished.
+    Raises: RunError: if some are seen and stage `data` has not finished.
     """
+    if not seen:
+        return seen
     train = read_pairs(run.require("data") / "pairs.train.parquet")
     texts = {_texts(pair) for pair in train if pair.pair_id in seen}
     return seen | {pair.pair_id for pair in pairs if _texts(pair) in texts}
